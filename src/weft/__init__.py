@@ -1,0 +1,76 @@
+"""Weft: weights that are cleverer than a dense matrix.
+
+Layers that behave like ``torch.nn.Linear`` and ``torch.nn.Conv*d`` but whose weight is described by fewer, or better
+placed, numbers; the conversion of whole models; and the way back to plain torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from weft import parametrizations
+from weft.errors import WeftError
+from weft.layers import Conv1d
+from weft.layers import Conv2d
+from weft.layers import Conv3d
+from weft.layers import ConvTranspose1d
+from weft.layers import ConvTranspose2d
+from weft.layers import ConvTranspose3d
+from weft.layers import LRLinear
+from weft.layers import Linear
+from weft.layers import PHConv1d
+from weft.layers import PHConv2d
+from weft.layers import PHConv3d
+from weft.layers import PHConvTranspose1d
+from weft.layers import PHConvTranspose2d
+from weft.layers import PHConvTranspose3d
+from weft.layers import PHMLinear
+from weft.layers import QuaternionConv1d
+from weft.layers import QuaternionConv2d
+from weft.layers import QuaternionConv3d
+from weft.layers import QuaternionLinear
+from weft.layers import clear_cache
+from weft.parametrizations import Parametrization
+from weft.parametrizations import families
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "LRLinear",
+    "Linear",
+    "PHConv1d",
+    "PHConv2d",
+    "PHConv3d",
+    "PHConvTranspose1d",
+    "PHConvTranspose2d",
+    "PHConvTranspose3d",
+    "PHMLinear",
+    "Parametrization",
+    "QuaternionConv1d",
+    "QuaternionConv2d",
+    "QuaternionConv3d",
+    "QuaternionLinear",
+    "WeftError",
+    "clear_cache",
+    "families",
+    "parametrizations",
+]
+
+_LAZY = ("data", "models", "testing", "train")  # need more than torch and numpy
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"weft.{name}")
+    raise AttributeError(f"module 'weft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LAZY])

@@ -1,0 +1,1 @@
+"""The command line: ``weft list | check | demo | fit | validate | test | predict``, one file per subcommand."""

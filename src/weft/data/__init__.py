@@ -1,0 +1,10 @@
+"""Data modules: real data as in-memory tensors, ready for a Lightning trainer.
+
+``import weft`` does not import this package; it needs the ``train`` extra (``pip install weft[train]``).
+"""
+
+from weft.data.images import ImageData
+
+__all__ = [
+    "ImageData",
+]

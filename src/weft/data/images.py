@@ -1,0 +1,308 @@
+"""Image classification data for Lightning: decoded once, kept as uint8 in memory, made into floats on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from weft.data.batches import Batches
+from weft.data.sources import load, resolve
+from weft.errors import OptionError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageData(pl.LightningDataModule):
+    """Images with one label each: the digits bundled with scikit-learn, a folder of Parquet files, or a hub data set.
+
+    Images are decoded once into one uint8 tensor and served in batches cut from it. A batch becomes floats only after
+    it has reached the device: there it is augmented (training only, with kornia) and normalised. The validation set is
+    cut from the training images, never from the test images: stratified by label, and by ``split_seed`` alone, so that
+    runs with different seeds are validated on the same images.
+
+    Looked for in this order: ``"digits"``; the folder ``source``; ``data_dir/source``; ``$WEFT_DATA/source``; the
+    Hugging Face hub. A folder holds ``train-*.parquet`` and ``test-*.parquet`` in the hub's layout. Image columns may
+    be called image or img, label columns label, fine_label or class. Where there is no "test" split, "validation" is
+    used as the test set. Code that comes with a data set is never run.
+
+    Args:
+        source: "digits" (1,797 grey images of 8 x 8 pixels; 1,437 train, 360 test, always the same), a folder of
+            Parquet files, or a hub id such as "ylecun/mnist".
+        data_dir: folder in which the folder ``source`` is looked for; None looks in the environment variable
+            ``WEFT_DATA`` only.
+        batch_size: images per step and process in training.
+        eval_batch_size: images per step and process in validation, test and prediction; None is ``batch_size``.
+        val_share: share of the training images kept for validation, in [0, 1); 0 means no validation.
+        split_seed: seed of the validation split.
+        resize: side of the square to which all images are resized when decoded, in pixels; None keeps their size.
+        crop_padding: pixels of black added on every side before a random crop back to size, in training; 0 is off.
+        flip: mirror every training image left to right with probability 1/2.
+        augmentations: further modules run on a training batch of floats in [0, 1], such as kornia's, in this order.
+        mean: per channel, of pixels in [0, 1]; None measures it on the training images (validation excluded).
+        std: as ``mean``.
+
+    Raises:
+        OptionError: the source is not there, or an argument is out of range; before anything is read.
+
+    Example:
+        >>> data = ImageData("digits", batch_size=32)
+        >>> data.num_classes, data.in_channels, data.image_size
+        (10, 1, (8, 8))
+        >>> data.setup()
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> tuple(images.shape), images.dtype
+        ((32, 1, 8, 8), torch.uint8)
+    """
+
+    def __init__(
+        self,
+        source: str = "digits",
+        data_dir: str | None = None,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        val_share: float = 0.1,
+        split_seed: int = 0,
+        resize: int | None = None,
+        crop_padding: int = 0,
+        flip: bool = False,
+        augmentations: Sequence[nn.Module] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
+                                   ("resize", resize, 1), ("crop_padding", crop_padding, 0)):  # fmt: skip
+            if value is not None and value < least:
+                raise OptionError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= val_share < 1:
+            raise OptionError(f"val_share must be in [0, 1) (share of the training images), got {val_share}")
+        if (mean is None) != (std is None):
+            raise OptionError("mean and std go together: give both, or neither to measure them")
+        self.source = source
+        self.place = resolve(source, data_dir)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.val_share = val_share
+        self.split_seed = split_seed
+        self.resize = resize
+        self.crop_padding = crop_padding
+        self.flip = flip
+        self.augmentations = list(augmentations)
+        self._given = None if mean is None or std is None else (list(mean), list(std))
+        self._train_val: tuple[Batch, Batch, list[str]] | None = None
+        self._test: Batch | None = None
+        self._scale: Tensor | None = None
+        self._augment: nn.Module | None = None
+        self._resumed_seed: int | None = None
+
+    # ------------------------------------------------------------------ what the data are
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of their labels. Decodes the training images at the first call."""
+        return self._split()[2]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image: 1 for grey, 3 for colour."""
+        return self._split()[0][0].shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of an image, in pixels."""
+        height, width = self._split()[0][0].shape[2:]
+        return height, width
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean per channel of pixels in [0, 1] that is subtracted."""
+        return self._normalisation()[0].flatten()
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation per channel of pixels in [0, 1] that is divided by."""
+        return self._normalisation()[1].flatten()
+
+    # ------------------------------------------------------------------ what Lightning calls
+
+    def prepare_data(self) -> None:
+        """Reads the training images in one process, so that a download or a conversion happens once."""
+        self._split()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decodes what a stage needs, unless an earlier stage already has.
+
+        Args:
+            stage: "fit", "validate", "test", "predict", or None for all.
+        """
+        self._split()  # also for testing: images are normalised as in training
+        if stage in ("test", "predict", None):
+            self._test_set()
+        padded = [self.crop_padding] if self.crop_padding else []
+        if padded or self.flip or self.augmentations:
+            import kornia.augmentation as K  # takes a second and a half to import, so only where it is used
+
+            crop = [K.RandomCrop(self.image_size, padding=pad, cropping_mode="slice") for pad in padded]
+            flip = [K.RandomHorizontalFlip(p=0.5)] if self.flip else []
+            self._augment = nn.Sequential(*crop, *flip, *self.augmentations)
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of the training images, in another order every epoch.
+
+        Returns:
+            a loader of (uint8 images, labels).
+        """
+        trainer = self.trainer
+        seed, epoch, rank, world = self._seed(), None, 0, 1
+        if trainer is not None:
+            seed = trainer.strategy.broadcast(seed)  # shares of the processes must come from one permutation
+            rank, world = trainer.global_rank, trainer.world_size
+
+            def epoch() -> int:
+                return trainer.current_epoch
+
+        images, labels = self._split()[0]
+        return Batches(images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world)
+
+    def val_dataloader(self) -> Batches | list[Any]:
+        """Batches of the validation images.
+
+        Returns:
+            a loader of (uint8 images, labels); an empty list if ``val_share`` is 0.
+        """
+        images, labels = self._split()[1]
+        return self._evaluation(images, labels) if len(labels) else []
+
+    def test_dataloader(self) -> Batches:
+        """Batches of the whole test set.
+
+        Returns:
+            a loader of (uint8 images, labels).
+        """
+        return self._evaluation(*self._test_set())
+
+    def predict_dataloader(self) -> Batches:
+        """Batches of the whole test set, in the order of the data.
+
+        Returns:
+            a loader of (uint8 images, labels).
+        """
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Makes a batch of floats on the device: augmented while training, then normalised.
+
+        Args:
+            batch: uint8 images and labels.
+            dataloader_idx: not used.
+
+        Returns:
+            fp32 images and labels.
+        """
+        images, labels = batch
+        training = self.trainer is not None and self.trainer.training
+        if images.dtype == torch.uint8:
+            images = self.normalise(images, augment=training)
+        return images, labels
+
+    def normalise(self, images: Tensor, augment: bool = False) -> Tensor:
+        """Floats of uint8 images, with the mean and standard deviation of the training images taken out.
+
+        Args:
+            images: (batch, channels, height, width) in uint8, on any device.
+            augment: run the augmentations first.
+
+        Returns:
+            fp32, same shape.
+        """
+        floats = images.float() / 255
+        if augment and self._augment is not None:
+            floats = self._augment(floats)
+        scale = self._normalisation()
+        if scale.device != floats.device:
+            self._scale = scale = scale.to(floats.device)
+        return (floats - scale[0]) / scale[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the training order, for checkpoints: a resumed run goes on in the same order.
+
+        Returns:
+            what `load_state_dict` takes.
+        """
+        return {"seed": self._seed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the training order of the run that is resumed.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
+        self._resumed_seed = state_dict["seed"]
+
+    def teardown(self, stage: str) -> None:
+        """Forgets the seed of a resumed run: the next run on the same data shuffles by its own.
+
+        Args:
+            stage: the stage that ended.
+        """
+        if stage == "fit":
+            self._resumed_seed = None
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _seed(self) -> int:
+        return torch.initial_seed() % 2**32 if self._resumed_seed is None else self._resumed_seed
+
+    def _evaluation(self, images: Tensor, labels: Tensor) -> Batches:
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return Batches(images, labels, self.eval_batch_size, rank=rank, world_size=world)
+
+    def _test_set(self) -> Batch:
+        if self._test is None:
+            self._test = load(self.place, False, self.resize)[:2]
+        return self._test
+
+    def _split(self) -> tuple[Batch, Batch, list[str]]:
+        """Training set, validation set, names of the classes."""
+        if self._train_val is None:
+            images, labels, names = load(self.place, True, self.resize)
+            train, val = slice(None), slice(0)
+            if self.val_share > 0:
+                from sklearn.model_selection import train_test_split
+
+                train, val = train_test_split(
+                    np.arange(len(labels)), test_size=self.val_share, stratify=labels, random_state=self.split_seed
+                )
+            self._train_val = (images[train], labels[train]), (images[val], labels[val]), names
+        return self._train_val
+
+    def _normalisation(self) -> Tensor:
+        """(2, 1, channels, 1, 1): mean and standard deviation."""
+        if self._scale is None:
+            channels = self.in_channels
+            if self._given is None:
+                images = self._split()[0][0]
+                # From counts of the 256 values: exact whatever the number of pixels, and no float copy of the images.
+                counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
+                share, value = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+                mean = share @ value
+                std = (share @ value.square() - mean.square()).clamp(min=0).sqrt().clamp(min=1e-3)
+                scale = torch.stack([mean, std])
+            else:
+                if {len(v) for v in self._given} != {channels} or min(self._given[1]) <= 0:
+                    raise OptionError(
+                        f"mean and std need {channels} numbers each, one per channel, std above 0; "
+                        f"got mean={self._given[0]}, std={self._given[1]}"
+                    )
+                scale = torch.tensor(self._given)
+            self._scale = scale.float().reshape(2, 1, channels, 1, 1)
+        return self._scale

@@ -1,0 +1,47 @@
+"""Who uses a weight: layers of torch whose weight is any parametrization. No layer knows a family."""
+
+from weft.layers.base import Layer
+from weft.layers.base import clear_cache
+from weft.layers.conv import Conv1d
+from weft.layers.conv import Conv2d
+from weft.layers.conv import Conv3d
+from weft.layers.conv import ConvTranspose1d
+from weft.layers.conv import ConvTranspose2d
+from weft.layers.conv import ConvTranspose3d
+from weft.layers.linear import Linear
+from weft.layers.named import LRLinear
+from weft.layers.named import PHConv1d
+from weft.layers.named import PHConv2d
+from weft.layers.named import PHConv3d
+from weft.layers.named import PHConvTranspose1d
+from weft.layers.named import PHConvTranspose2d
+from weft.layers.named import PHConvTranspose3d
+from weft.layers.named import PHMLinear
+from weft.layers.named import QuaternionConv1d
+from weft.layers.named import QuaternionConv2d
+from weft.layers.named import QuaternionConv3d
+from weft.layers.named import QuaternionLinear
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "LRLinear",
+    "Layer",
+    "Linear",
+    "PHConv1d",
+    "PHConv2d",
+    "PHConv3d",
+    "PHConvTranspose1d",
+    "PHConvTranspose2d",
+    "PHConvTranspose3d",
+    "PHMLinear",
+    "QuaternionConv1d",
+    "QuaternionConv2d",
+    "QuaternionConv3d",
+    "QuaternionLinear",
+    "clear_cache",
+]

@@ -1,0 +1,362 @@
+"""What all layers share: the read-only weight, the way a product runs, the cache, fitting, folding, loading.
+
+A layer knows bias and geometry and how to run; its parametrization knows what the weight is. Neither looks into the
+other.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import warnings
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from weft.errors import FoldError, OptionError, SizeError, nearest_name
+from weft.layers.cache import WeightCache, count_sources, in_transform, is_tracing
+from weft.layers.paths import Explanation, Plan, explain, plan
+from weft.parametrizations import Parametrization, make, record_of
+
+PATHS = ("auto", "factored", "dense")
+INITS = ("default", "he", "glorot")
+
+
+class Layer(nn.Module, abc.ABC):
+    """A layer of torch whose weight is described by a parametrization.
+
+    Subclasses give the plain class, its geometry and the forward pass. They set up through ``_set_up``.
+    """
+
+    torch_class: ClassVar[type[nn.Module]]
+    #: Seconds that starting one product costs on top of a plain kernel; convolutions have more to set up.
+    _floor_s: ClassVar[float] = 0.0
+    parametrization: Parametrization
+    bias: nn.Parameter | None
+
+    def _set_up(
+        self,
+        template: nn.Module,
+        matrix_shape: tuple[int, int],
+        positions: int,
+        parametrization: str | Parametrization,
+        path: str,
+        init: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        options: dict[str, Any],
+    ) -> None:
+        """Check the arguments, make or take the parametrization, allocate the bias.
+
+        Args:
+            template: the plain layer on the meta device; its weight gives the fans, its bias whether there is one.
+            matrix_shape: (out, in) of the matrix.
+            positions: kernel positions per input channel.
+            parametrization: family name or a member of the right shape.
+            path: ``"auto"``, ``"factored"`` or ``"dense"``.
+            init: ``"default"``, ``"he"`` or ``"glorot"``.
+            device: as in torch.
+            dtype: as in torch.
+            options: of the family.
+        """
+        _check_choice("path", path, PATHS)
+        _check_choice("init", init, INITS)
+        options = {name: value for name, value in options.items() if value is not None}
+        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(template.weight)
+        self._bias_bound = fan_in**-0.5 if fan_in else 0.0
+        variance = {"default": 1 / (3 * fan_in), "he": 2 / fan_in, "glorot": 2 / (fan_in + fan_out)}[init]
+        if isinstance(parametrization, Parametrization):
+            if options or init != "default":
+                names = ", ".join([*options, *(["init"] if init != "default" else [])])
+                raise OptionError(f"parametrization is already built, so these options have no effect: {names}; drop them")
+            if parametrization.shape != matrix_shape:
+                raise SizeError(f"parametrization must have the shape {matrix_shape}, got {parametrization.shape}")
+        else:
+            parametrization = make(
+                parametrization, matrix_shape, positions=positions, variance=variance, device=device, dtype=dtype, **options
+            )
+        self.path = path
+        self.fit_error: float | None = None
+        self._cache = WeightCache()
+        if template.bias is None:
+            self.register_parameter("bias", None)
+        else:
+            self.bias = nn.Parameter(torch.empty(template.bias.shape, device=device, dtype=dtype))
+            nn.init.uniform_(self.bias, -self._bias_bound, self._bias_bound)
+        self.parametrization = parametrization
+
+    # ------------------------------------------------------------------ given by the kinds of layers
+
+    @abc.abstractmethod
+    def _to_weight(self, matrix: Tensor) -> Tensor:
+        """The (out, in) matrix in the layout of the plain layer's weight."""
+
+    @abc.abstractmethod
+    def _to_matrix(self, weight: Tensor) -> Tensor:
+        """The inverse of ``_to_weight``."""
+
+    @abc.abstractmethod
+    def _arguments(self) -> dict[str, Any]:
+        """Constructor arguments shared with the plain layer: geometry and bias, no device and dtype."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _arguments_of(cls, module: Any) -> dict[str, Any]:
+        """The same, read off a plain layer."""
+
+    @abc.abstractmethod
+    def _rows(self, x: Tensor) -> int:
+        """Rows of the matrix product that an input stands for."""
+
+    # ------------------------------------------------------------------ the weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective dense weight in torch's layout, read-only; in training it carries gradients."""
+        try:
+            return self._effective_weight(detach=True)
+        except AttributeError as error:  # else nn.Module would report a missing attribute 'weight'
+            raise RuntimeError(f"{type(self.parametrization).__name__}.dense() failed: {error}") from error
+
+    def _effective_weight(self, detach: bool = False) -> Tensor:
+        """The dense weight, from the cache where that is allowed."""
+        parametrization = self._modules["parametrization"]
+        if not self.training and self._caches and not torch.compiler.is_compiling():
+            weight = self._cache.lookup(parametrization, type(self), self._num_sources, self._build_weight)
+            if weight is not None:
+                return weight.detach() if detach else weight
+        return self._build_weight()
+
+    def _build_weight(self) -> Tensor:
+        return self._to_weight(self._modules["parametrization"].dense())
+
+    def _uses_factors(self, x: Tensor) -> bool:
+        """Whether this call runs the factored product."""
+        if self.path != "auto":
+            return self.path == "factored"
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                return self._export_factored
+            choice = self._plan
+        elif is_tracing():
+            return self._export_factored
+        elif self.training or torch.is_grad_enabled() or not self._caches:
+            choice = self._plan
+        else:
+            choice = self._cached_plan
+        if choice.few is choice.some is choice.many:
+            return choice.few
+        return choice.factored(self._rows(x))
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters by the family's initial law, and a bias as the plain layer's."""
+        self.parametrization.reset_parameters()
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -self._bias_bound, self._bias_bound)
+        self.clear_cache()
+
+    def clear_cache(self) -> None:
+        """Forget the weight built in evaluation."""
+        self._cache.entry = None
+
+    def explain(self, x: Tensor) -> Explanation:
+        """What a forward pass of this input would do now, and why. Computes no output.
+
+        Args:
+            x: an input, only its shape matters.
+
+        Returns:
+            path, multiply-adds, bytes, predicted times, reason.
+        """
+        rows, first = self._rows(x), next(self.parametrization.parameters())
+        cached = not self.training and self._caches and not torch.is_grad_enabled()
+        factored = self._uses_factors(x)
+        path = "factored" if factored else "cached" if cached else "dense"
+        limit = "" if self._has_factors else f"{type(self.parametrization).__name__} has no stages for this geometry; "
+        if self.path != "auto":
+            why = f"path={self.path!r} was asked for"
+        elif factored:
+            why = f"predicted to be the fastest for {rows} rows on {first.device.type}"
+        elif cached:
+            why = limit + "evaluation without gradients: the weight is built once and kept"
+        else:
+            why = limit + "the weight is built in every call, because gradients may be needed"
+        return explain(self.parametrization, path, why, rows, first.device, first.element_size(), self._floor_s)
+
+    # ------------------------------------------------------------------ from and to plain layers
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Module,
+        family: str | Parametrization,
+        *,
+        gram: Tensor | None = None,
+        path: str = "auto",
+        **options: Any,
+    ) -> Self:
+        """A layer of the same geometry whose weight is the nearest member of a family.
+
+        Args:
+            module: the plain layer; it is left as it is.
+            family: family name, or a member of the right shape (fitted in place).
+            gram: (in, in) Gram matrix of the matrix's inputs, to weigh the error by; None weighs all inputs alike.
+            path: as in the constructor.
+            **options: of the family.
+
+        Returns:
+            the layer, on the same device, with the same dtype, mode and bias; ``fit_error`` holds the relative error.
+
+        Raises:
+            OptionError: ``module`` is not of the plain class.
+            FitError: the family cannot be fitted to a given weight.
+        """
+        if not isinstance(module, cls.torch_class):
+            raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
+        weight, bias = module.weight, module.bias
+        layer = cls(
+            **cls._arguments_of(module),
+            parametrization=family,
+            path=path,
+            device=weight.device,
+            dtype=weight.dtype,
+            **options,
+        )
+        layer.fit_error = layer.parametrization.fit_(layer._to_matrix(weight.detach()), gram)
+        for parameter in layer.parametrization.parameters():
+            parameter.requires_grad_(weight.requires_grad)
+        if bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(bias)
+            layer.bias.requires_grad_(bias.requires_grad)
+        return layer.train(module.training)
+
+    def fold(self) -> nn.Module:
+        """A plain layer of torch.nn that computes the same function.
+
+        Returns:
+            the plain layer, with its own copy of the weight and the bias, in the same mode.
+
+        Raises:
+            FoldError: inside vmap, grad or another transform, where there is no one weight to fold to.
+        """
+        if in_transform():
+            raise FoldError(
+                "fold was called inside torch.func.vmap, grad or another transform, where the weight is not one tensor; "
+                "fold the layer before the transform"
+            )
+        plain = self.torch_class(**self._arguments(), device="meta")
+        with torch.no_grad(), torch.inference_mode(False):
+            weight = self._build_weight().detach().clone(memory_format=torch.contiguous_format)
+            plain.weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in self.parametrization.parameters()))
+            if self.bias is not None:
+                plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return plain.train(self.training)
+
+    # ------------------------------------------------------------------ nn.Module, with the cache kept right
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(_READ_ONLY)
+        super().__setattr__(name, value)
+        if name == "parametrization":
+            self._replan()
+        if "_cache" in self.__dict__:
+            self._cache.entry = None
+
+    def __delattr__(self, name: str) -> None:
+        if name == "weight":
+            raise AttributeError(_READ_ONLY)
+        super().__delattr__(name)
+
+    def _replan(self) -> None:
+        """Work out the choices that depend on shapes and device only."""
+        parametrization = self.parametrization
+        record = record_of(parametrization)
+        first = next(parametrization.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+        itemsize = 4 if first is None else first.element_size()
+        self._num_sources = count_sources(parametrization)
+        self._caches = parametrization.build_cost() > 0
+        self._has_factors = self._can_factor()
+        self._export_factored = self._has_factors and (record is None or record.export_path == "factored")
+        never = Plan(False, False, False)
+        self._plan, self._cached_plan = (
+            plan(parametrization, way, device, itemsize, self._floor_s) if self._has_factors else never
+            for way in ("dense", "cached")
+        )
+
+    def _can_factor(self) -> bool:
+        """Whether this layer can run the factors of its parametrization."""
+        return True
+
+    def train(self, mode: bool = True) -> Self:
+        self.clear_cache()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.clear_cache()
+        self._replan()
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        self.clear_cache()
+        inner = prefix + "parametrization."
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and not any(key.startswith(inner) for key in state_dict):
+            # A checkpoint of the plain layer: fit a copy, and load that instead, so that a failure changes nothing.
+            del state_dict[prefix + "weight"]
+            fitted = copy.deepcopy(self.parametrization)
+            try:
+                error = fitted.fit_(self._to_matrix(weight))
+            except (ValueError, RuntimeError) as problem:
+                error_msgs.append(f"{prefix}weight of a plain layer cannot be loaded into {type(self).__name__}: {problem}")
+                fitted = self.parametrization
+            else:
+                warnings.warn(
+                    f"{prefix}weight of a plain layer was fitted by family {fitted.family!r}: relative error {error:.3g}",
+                    stacklevel=2,
+                )
+            state_dict.update({inner + key: value for key, value in fitted.state_dict().items()})
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def extra_repr(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self._arguments().items())
+        return arguments if self.path == "auto" else f"{arguments}, path={self.path!r}"
+
+
+_READ_ONLY = (
+    "layer.weight is computed from layer.parametrization and cannot be assigned or deleted; to set it use "
+    "layer.parametrization.fit_(matrix), to draw it anew layer.reset_parameters(), for a plain layer layer.fold()"
+)
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{argument} must be one of {', '.join(choices)}; got {value!r}{nearest_name(str(value), choices)}")
+
+
+def clear_cache(model: nn.Module) -> None:
+    """Forget the weights that layers built in evaluation.
+
+    Needed only after writes that the cache cannot see: through ``.data``, numpy or another process, in the middle of
+    evaluation.
+
+    Args:
+        model: any module; its Weft layers are found.
+
+    Example:
+        >>> import torch, weft
+        >>> model = torch.nn.Sequential(weft.Linear(8, 8, parametrization="kronecker"))
+        >>> weft.clear_cache(model)
+    """
+    for module in model.modules():
+        if isinstance(module, Layer):
+            module.clear_cache()

@@ -1,0 +1,178 @@
+"""The evaluation cache: one dense weight per layer, never stale, never saved.
+
+Version counters alone do not tell whether a parameter changed: fused optimizer steps, ``.data`` writes and numpy
+aliases leave them alone, and ``p.data = new`` may reuse an address. So a hit needs everything at once: the same
+tensor objects, versions and addresses, the same optimizer epoch, the same layout tag and autocast type, and a cached
+tensor that nobody wrote to. Outside plain evaluation the cache is not even asked.
+
+What it cannot see: writes through ``.data``, numpy or another process in the middle of evaluation, with no
+``train()``/``eval()``, optimizer step or forward with gradients in between. ``weft.clear_cache(model)`` is for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
+_epoch = 0  # raised by every optimizer step in the process
+_watching = False
+
+
+def _count_step(*_: Any) -> None:
+    global _epoch
+    _epoch += 1
+
+
+def _watch_optimizers() -> None:
+    """Count optimizer steps, from the first cached weight on: importing weft registers nothing."""
+    global _watching
+    if not _watching:
+        _watching = True
+        register_optimizer_step_post_hook(_count_step)
+
+
+def is_tracing() -> bool:
+    """Whether jit or fx is recording the program, so that Python branches on sizes must not depend on the data.
+
+    Returns:
+        True under ``torch.jit.trace`` and ``torch.fx.symbolic_trace``.
+    """
+    return torch._C._get_tracing_state() is not None or is_fx_symbolic_tracing()
+
+
+def is_plain_evaluation() -> bool:
+    """Whether tensors are just tensors: no dispatch mode, functorch level, forward AD, jit or fx tracing is active.
+
+    Returns:
+        True if so.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not is_tracing()
+    )
+
+
+def in_transform() -> bool:
+    """Whether a functorch transform (vmap, grad, jvp, ...) is active.
+
+    Returns:
+        True if so.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+class WeightCache:
+    """Holder of at most one built weight; copies and pickles of it are empty."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self) -> None:
+        self.entry: tuple[Any, ...] | None = None
+
+    def __copy__(self) -> WeightCache:
+        return WeightCache()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightCache:
+        return WeightCache()
+
+    def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
+        return WeightCache, ()
+
+    def lookup(self, owner: nn.Module, tag: object, num_sources: int, build: Callable[[], Tensor]) -> Tensor | None:
+        """The built weight, from the cache if that is certainly right, None if caching is not allowed here.
+
+        Args:
+            owner: the parametrization.
+            tag: distinguishes layouts of the same matrix.
+            num_sources: number of tensors the owner had when it was registered; fewer means that something
+                (FSDP's flat parameters) took them away.
+            build: makes the weight; called without gradients and autocast.
+
+        Returns:
+            the weight in the autocast type of the moment, or None.
+        """
+        if not is_plain_evaluation():
+            return None
+        grad = torch.is_grad_enabled()
+        entry = self.entry
+        if entry is not None:
+            owner_, tag_, epoch, device, cast, weight, version, tensors, modules, _ = entry
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            if owner_ is owner and tag_ == tag and epoch == _epoch and cast is autocast and weight._version == version:
+                for names, name, source, source_version, address in tensors:
+                    if (
+                        names.get(name) is not source
+                        or source._version != source_version
+                        or source.data_ptr() != address
+                        or (grad and source.requires_grad)
+                    ):
+                        break
+                else:
+                    for names, name, child in modules:
+                        if names.get(name) is not child:
+                            break
+                    else:
+                        return weight
+            self.entry = None
+        return self._build(owner, tag, num_sources, grad, build)
+
+    def _build(
+        self, owner: nn.Module, tag: object, num_sources: int, grad: bool, build: Callable[[], Tensor]
+    ) -> Tensor | None:
+        tensors, modules = _sources(owner)
+        if not tensors or len(tensors) != num_sources:
+            return None
+        for _, _, source in tensors:
+            if type(source) not in _PLAIN_TYPES or source.is_inference() or source.is_meta:
+                return None
+            if grad and source.requires_grad:
+                return None
+        _watch_optimizers()
+        device = tensors[0][2].device.type
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        epoch = _epoch
+        stamps = tuple((names, name, t, t._version, t.data_ptr()) for names, name, t in tensors)
+        alive = tuple(t.detach() for _, _, t in tensors)  # keeps the storages, so that no address is used twice
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            weight = build()
+            weight = weight.detach() if cast is None or not weight.is_floating_point() else weight.detach().to(cast)
+        self.entry = (owner, tag, epoch, device, cast, weight, weight._version, stamps, tuple(modules), alive)
+        return weight
+
+
+def _sources(module: nn.Module) -> tuple[list[tuple[dict[str, Any], str, Tensor]], list[tuple[dict[str, Any], str, Any]]]:
+    """Every tensor and every child that the matrix may depend on, with the dictionary that names it."""
+    tensors = [
+        (names, name, tensor)
+        for names in (module._parameters, module._buffers)
+        for name, tensor in names.items()
+        if tensor is not None
+    ]
+    modules = [(module._modules, name, child) for name, child in module._modules.items()]
+    for child in module._modules.values():
+        if child is not None:
+            more_tensors, more_modules = _sources(child)
+            tensors += more_tensors
+            modules += more_modules
+    return tensors, modules
+
+
+def count_sources(module: nn.Module) -> int:
+    """Number of parameters and buffers of a parametrization, the shared ones counted at every place.
+
+    Args:
+        module: the parametrization.
+
+    Returns:
+        the number.
+    """
+    return len(_sources(module)[0])

@@ -1,0 +1,33 @@
+"""What a weight is: families of matrices, each described by its own parameters. Pure mathematics, no layers."""
+
+from weft.parametrizations.algebras import algebras
+from weft.parametrizations.algebras import multiplication_table
+from weft.parametrizations.base import Parametrization
+from weft.parametrizations.base import Stage
+from weft.parametrizations.dense import Dense
+from weft.parametrizations.kronecker import Kronecker
+from weft.parametrizations.low_rank import LowRank
+from weft.parametrizations.registry import Family
+from weft.parametrizations.registry import check_options
+from weft.parametrizations.registry import families
+from weft.parametrizations.registry import family
+from weft.parametrizations.registry import make
+from weft.parametrizations.registry import record_of
+from weft.parametrizations.registry import register
+
+__all__ = [
+    "Dense",
+    "Family",
+    "Kronecker",
+    "LowRank",
+    "Parametrization",
+    "Stage",
+    "algebras",
+    "check_options",
+    "families",
+    "family",
+    "make",
+    "multiplication_table",
+    "record_of",
+    "register",
+]

@@ -1,0 +1,169 @@
+"""Low rank: W = left right, two thin matrices instead of one.
+
+    W[o, i] = sum_r left[o, r] right[r, i],        left (O, R), right (R, I)
+
+Letters: O, I = rows and columns of W; R = rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.errors import BudgetError, OptionError
+from weft.parametrizations.base import Parametrization, Stage, smallest_share
+from weft.parametrizations.registry import Family, register
+
+
+def nearest_low_rank(target: Tensor, rank: int, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The factors of the nearest matrix of a given rank, balanced so that left^T left = right right^T.
+
+    Without ``gram`` the truncated singular value decomposition. With it, the minimiser of ||(W - target) G^(1/2)||:
+    truncate target G^(1/2) and take the whitening off again; directions that the inputs never use are kept as near as
+    a tiny ridge allows. In that case the left factor is orthogonal and the scale is in the right one.
+
+    Args:
+        target: (O, I).
+        rank: R, in 1..min(O, I).
+        gram: (I, I), positive semidefinite, or None.
+
+    Returns:
+        left (O, R) and right (R, I).
+
+    Source:
+        Eckart and Young 1936, Psychometrika 1, 211; whitening as in Wang et al. 2024, SVD-LLM, section 3.1,
+        https://arxiv.org/abs/2403.07378.
+    """
+    if gram is None:
+        u, s, vh = torch.linalg.svd(target, full_matrices=False)
+        root = s[:rank].sqrt()
+        return u[:, :rank] * root, root[:, None] * vh[:rank]
+    values, vectors = torch.linalg.eigh(gram.double())
+    ridge = values.abs().max().clamp(min=torch.finfo(torch.float64).tiny) * 1e-12
+    root = (values.clamp(min=0) + ridge).sqrt()
+    u, s, vh = torch.linalg.svd((target.double() @ vectors) * root, full_matrices=False)
+    left, right = u[:, :rank], (s[:rank, None] * vh[:rank] / root) @ vectors.T
+    return left.to(target.dtype), right.to(target.dtype)
+
+
+class LowRank(Parametrization):
+    """A matrix of rank at most R: W = left right.
+
+    Fewer numbers *and* fewer multiply-adds, both by the factor R*(O+I)/(O*I), at any number of rows. Choose it first
+    when a trained layer must become smaller and its singular values decay; not when they are flat.
+
+    Args:
+        shape: (out, in) of the matrix.
+        rank: R, in 1..min(out, in); or use ``share`` through ``make`` or a layer.
+        positions: kernel positions per input channel, see ``Parametrization``.
+        variance: of the entries after ``reset_parameters``, None for 1/(3*in).
+        device: as in torch.
+        dtype: as in torch.
+
+    Shape:
+        dense(): (O, I)          linear(x): (..., I) -> (..., O)
+
+    Parameters stored:
+        left (O, R), right (R, I); both take weight decay.
+
+    Initial law:
+        right is uniform with variance 1/(3 I), as an nn.Linear; left is uniform with variance 3 I/R times the wanted one.
+
+    Cost:
+        R*(O + I) numbers; R*(O + I) multiply-adds per row.
+
+    Raises:
+        OptionError: ``rank`` is missing or outside 1..min(out, in).
+
+    Source:
+        Eckart and Young 1936 for the nearest member; Denil et al. 2013, Predicting Parameters in Deep Learning,
+        https://arxiv.org/abs/1306.0543 for its use as a layer.
+
+    Example:
+        >>> p = LowRank((8, 12), rank=2)
+        >>> tuple(p.dense().shape), p.num_parameters
+        ((8, 12), 40)
+    """
+
+    family = "low_rank"
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        rank: int | None = None,
+        positions: int = 1,
+        variance: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shape, positions=positions, variance=variance)
+        if rank is None:
+            raise OptionError("family 'low_rank' needs a size: give rank=1..min(out, in), or share in (0, 1]")
+        if not 1 <= rank <= min(self.shape):
+            raise OptionError(f"rank must be in 1..min(out, in) = 1..{min(self.shape)} for shape {self.shape}, got {rank}")
+        self.rank = int(rank)
+        self.left = nn.Parameter(torch.empty((self.shape[0], self.rank), device=device, dtype=dtype))
+        self.right = nn.Parameter(torch.empty((self.rank, self.shape[1]), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # Var(W) = R Var(left) Var(right); uniform on [-b, b] has variance b^2/3.
+        right_bound = self.shape[1] ** -0.5
+        left_bound = 3 * (self.variance * self.shape[1] / self.rank) ** 0.5
+        nn.init.uniform_(self.right, -right_bound, right_bound)
+        nn.init.uniform_(self.left, -left_bound, left_bound)
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(F.linear(x, self.right), self.left, bias)
+
+    def stages(self) -> list[Stage]:
+        return [Stage(self.right.unsqueeze(0)), Stage(self.left.unsqueeze(0))]
+
+    def cost(self, rows: int) -> int:
+        return rows * self.rank * sum(self.shape)
+
+    def build_cost(self) -> int:
+        return self.rank * self.shape[0] * self.shape[1]
+
+    def _fit(self, target: Tensor, gram: Tensor | None) -> None:
+        left, right = nearest_low_rank(target, self.rank, gram)
+        self.left.copy_(left)
+        self.right.copy_(right)
+
+    @classmethod
+    def _sized(cls, shape: tuple[int, int], budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("rank") is not None:
+            raise OptionError(f"give rank or share to 'low_rank', not both; got rank={options['rank']} beside a share")
+        rank = min(budget // sum(shape), *shape)
+        if rank < 1:
+            least = smallest_share(sum(shape), shape)
+            remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
+            raise BudgetError(f"share is too small for 'low_rank' of shape {tuple(shape)}: {remedy}", least)
+        return {"rank": rank}
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, rank={self.rank}, share={self.share:.3g}"
+
+
+register(
+    Family(
+        name="low_rank",
+        cls=LowRank,
+        title="Low rank",
+        summary="A product of two thin matrices.",
+        advice="First choice for shrinking a trained layer: the nearest member is exact, and it is faster at any batch size.",
+        source="Eckart and Young 1936; Denil et al. 2013, https://arxiv.org/abs/1306.0543",
+        options={"rank": "inner size R of the product, 1..min(out, in); or give share"},
+        parameters="rank*(out + in)",
+        cost="rows*rank*(out + in)",
+        weight_decay={"left": True, "right": True},
+        launches=2,
+    )
+)
