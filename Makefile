@@ -28,14 +28,14 @@ help: ## this list
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Installing the versions of constraints.txt into .venv; this takes one to a few minutes."
-	@quiet=; [ -t 1 ] || quiet=--quiet; \
+	@quiet=; [ -t 1 ] || quiet=-qq; \
 	$(BIN)/python -m pip install $$quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # pydoclint overwrites the docstring_parser that jsonargparse needs, so it lives apart.
 .venv/doclint/.installed: constraints.txt | .venv/.installed
 	@$(BIN)/python -m venv .venv/doclint
-	@.venv/doclint/bin/python -m pip install --quiet --constraint constraints.txt pydoclint
+	@.venv/doclint/bin/python -m pip install -qq --constraint constraints.txt pydoclint
 	@touch $@
 
 # ------------------------------------------------------------------------------------------------------- running

@@ -33,6 +33,12 @@ from weft.layers import QuaternionLinear
 from weft.layers import clear_cache
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
+from weft.surgery import approximate
+from weft.surgery import convert
+from weft.surgery import fold
+from weft.surgery import parameter_groups
+from weft.surgery import summary
+from weft.surgery import verify
 
 __version__ = "0.1.0"
 
@@ -58,9 +64,15 @@ __all__ = [
     "QuaternionConv3d",
     "QuaternionLinear",
     "WeftError",
+    "approximate",
     "clear_cache",
+    "convert",
     "families",
+    "fold",
+    "parameter_groups",
     "parametrizations",
+    "summary",
+    "verify",
 ]
 
 _LAZY = ("data", "models", "testing", "train")  # need more than torch and numpy

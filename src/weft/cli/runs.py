@@ -6,8 +6,7 @@
     runs/<recipe>/logs/version_0/              metrics.csv and TensorBoard events, one folder per start
 
 A run that was stopped and resumed ends with the very numbers of one that was not: checkpoints are replaced in one
-step, the random state of every training step follows from the seed and the step's number (``StepSeed``), and the data
-module hands out the order of the samples as a function of seed and epoch.
+step, the classifier keeps the random state in them, and the data module goes on after the last batch trained on.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from weft.errors import OptionError
 
@@ -101,40 +101,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(partial, path)
 
 
-class StepSeed(Callback):
-    """Draws every step's random numbers from (seed, rank, number of the step), so that a resumed run repeats them.
-
-    Args:
-        seed: of the run.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def _seed(self, trainer: Trainer) -> None:
-        step = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        # an odd multiplier spreads neighbouring steps over the 64 bits; torch hashes the rest
-        torch.manual_seed((self.seed + 0x9E3779B97F4A7C15 * (step * trainer.world_size + trainer.global_rank + 1)) % 2**63)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seed(trainer)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seed(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or trainer.state.fn == "fit":
-            self._seed(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._seed(trainer)
-
-
 class Interruptible(Callback):
     """Ctrl-C stops like SIGTERM does: after the step that is running, with a checkpoint. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.stopped_by: int | None = None
         self._before: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,27 +116,58 @@ class Interruptible(Callback):
             self._before = None
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        self.stopped_by = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGTERM)  # Lightning notes it and leaves at the end of the step
 
 
-def checkpoints(run_dir: Path, every_n_steps: int | None, validates: bool) -> list[ModelCheckpoint]:
-    """The checkpoint writers of a run.
+class Best(ModelCheckpoint):
+    """``best.ckpt``: the highest ``val/acc`` so far; writes nothing where there is no validation.
 
     Args:
         run_dir: folder of the run.
-        every_n_steps: write ``last.ckpt`` also every so many steps, at least 1; None for every epoch only.
-        validates: whether there will be a ``val/acc`` to choose the best by.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(run_dir / "checkpoints", "best", monitor="val/acc", mode="max", enable_version_counter=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+
+class Last(ModelCheckpoint):
+    """``last.ckpt``: after every epoch or every n steps, and when the run is stopped between two steps.
+
+    Args:
+        run_dir: folder of the run.
+        every_n_steps: in training steps, at least 1; None for every epoch.
+    """
+
+    def __init__(self, run_dir: Path, every_n_steps: int | None = None) -> None:
+        super().__init__(
+            run_dir / "checkpoints", "last", every_n_train_steps=every_n_steps, enable_version_counter=False,
+            save_on_exception=every_n_steps is None,
+        )  # fmt: skip
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # anything but an orderly stop may have left a step half done: the last whole checkpoint is the better one
+        if isinstance(exception, SIGTERMException):
+            super().on_exception(trainer, pl_module, exception)
+
+
+def callbacks(run_dir: Path, every_n_steps: int | None) -> list[Callback]:
+    """What makes a run resumable.
+
+    Args:
+        run_dir: folder of the run.
+        every_n_steps: write ``last.ckpt`` also every so many training steps, at least 1; None for every epoch only.
 
     Returns:
         callbacks for the trainer.
     """
-    shared: dict[str, Any] = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
-    last = dict(shared, filename="last", save_top_k=1)
-    writers = [ModelCheckpoint(**last, every_n_epochs=1, save_on_exception=True)]
-    if every_n_steps is not None:
-        writers.append(ModelCheckpoint(**last, every_n_train_steps=every_n_steps))
-    if validates:
-        writers.insert(0, ModelCheckpoint(**shared, filename="best", monitor="val/acc", mode="max"))
-    return writers
+    often = [] if every_n_steps is None else [Last(run_dir, every_n_steps)]
+    return [Interruptible(), Best(run_dir), *often, Last(run_dir)]

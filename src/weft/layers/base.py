@@ -77,7 +77,6 @@ class Layer(nn.Module, abc.ABC):
                 parametrization, matrix_shape, positions=positions, variance=variance, device=device, dtype=dtype, **options
             )
         self.path = path
-        self.fit_error: float | None = None
         self._cache = WeightCache()
         if template.bias is None:
             self.register_parameter("bias", None)
@@ -130,6 +129,11 @@ class Layer(nn.Module, abc.ABC):
 
     def _build_weight(self) -> Tensor:
         return self._to_weight(self._modules["parametrization"].dense())
+
+    @property
+    def fit_error(self) -> float | None:
+        """Relative error of the last fit to a given weight, None for a random start."""
+        return self.parametrization.fit_error
 
     def _uses_factors(self, x: Tensor) -> bool:
         """Whether this call runs the factored product."""
@@ -223,7 +227,7 @@ class Layer(nn.Module, abc.ABC):
             dtype=weight.dtype,
             **options,
         )
-        layer.fit_error = layer.parametrization.fit_(layer._to_matrix(weight.detach()), gram)
+        layer.parametrization.fit_(layer._to_matrix(weight.detach()), gram)
         for parameter in layer.parametrization.parameters():
             parameter.requires_grad_(weight.requires_grad)
         if bias is not None:
@@ -322,6 +326,7 @@ class Layer(nn.Module, abc.ABC):
                     f"{prefix}weight of a plain layer was fitted by family {fitted.family!r}: relative error {error:.3g}",
                     stacklevel=2,
                 )
+                self.parametrization.fit_error = error
             state_dict.update({inner + key: value for key, value in fitted.state_dict().items()})
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -173,7 +173,7 @@ class LRLinear(_Named, Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias, share=share, **options)
         if initial_weight is not None:
-            self.fit_error = self.parametrization.fit_(torch.as_tensor(initial_weight))
+            self.parametrization.fit_(torch.as_tensor(initial_weight))
         if initial_bias is not None:
             if self.bias is None or tuple(initial_bias.shape) != (out_features,):
                 raise SizeError(

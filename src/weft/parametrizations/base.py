@@ -53,8 +53,7 @@ class Parametrization(nn.Module, abc.ABC):
     """
 
     shape: tuple[int, int]
-    #: Buffers that hold indices or constants; they are not counted as stored numbers.
-    family: ClassVar[str] = ""
+    family: ClassVar[str] = ""  # the name in the registry
 
     def __init__(self, shape: tuple[int, int], *, positions: int = 1, variance: float | None = None) -> None:
         super().__init__()
@@ -67,6 +66,7 @@ class Parametrization(nn.Module, abc.ABC):
         self.shape = (out_features, in_features)
         self.positions = positions
         self.variance = 1 / (3 * in_features) if variance is None else float(variance)
+        self.fit_error: float | None = None  # of the last fit_
 
     # ------------------------------------------------------------------ must be written
 
@@ -167,12 +167,14 @@ class Parametrization(nn.Module, abc.ABC):
         if not torch.isfinite(target).all() or (gram is not None and not torch.isfinite(gram).all()):
             raise FitError("target and gram of fit_ must be finite, got NaN or infinity; clean the checkpoint first")
         device = target.device if first is None else first.device
-        work = torch.promote_types(torch.promote_types(target.dtype, torch.float32), first.dtype if first is not None else torch.float32)
+        work = torch.promote_types(target.dtype, torch.float32 if first is None else first.dtype)
+        work = torch.promote_types(work, torch.float32)
         target = target.detach().to(device, work)
         gram = None if gram is None else gram.detach().to(device, work)
-        with torch.autocast(device.type, enabled=False) if device.type != "meta" else torch.no_grad():
+        with torch.autocast(device.type, enabled=False):
             self._fit(target, gram)
-            return relative_error(self.dense().to(work), target, gram)
+            self.fit_error = relative_error(self.dense().to(work), target, gram)
+        return self.fit_error
 
     @classmethod
     def within(cls, shape: tuple[int, int], share: float, **options: Any) -> Parametrization:

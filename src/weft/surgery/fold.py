@@ -1,0 +1,53 @@
+"""fold: Weft layers become plain layers that compute the same, with proof."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from weft.errors import FoldError
+from weft.layers import Layer
+from weft.surgery.walk import call, carry_hooks, copy_with, evaluation, relative_difference
+
+
+def fold(model: nn.Module, check: Any = None, rtol: float = 1e-4) -> nn.Module:
+    """A copy of a model with every Weft layer replaced by the plain layer that computes the same.
+
+    Do this before ``torch.compile`` for inference, or to hand the model to tools that know torch.nn only. For ONNX the
+    unfolded model is smaller and runs as fast.
+
+    Args:
+        model: the model; it is left as it is.
+        check: an example input (a tensor, a tuple of positional or a dict of keyword arguments) on which both models
+            are compared in evaluation mode; None folds without the comparison.
+        rtol: the largest allowed max|difference| / max|output|.
+
+    Returns:
+        the new model.
+
+    Raises:
+        FoldError: the output moved by more than ``rtol`` (``weft.verify`` tells where), or is not finite; or fold was
+            called inside a transform such as vmap.
+
+    Example:
+        >>> import torch, weft
+        >>> model = torch.nn.Sequential(weft.PHMLinear(8, 8), torch.nn.ReLU())
+        >>> type(weft.fold(model, check=torch.randn(2, 8))[0])
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, Layer):
+            replacements[module] = module.fold()
+            carry_hooks(module, replacements[module])
+    plain = copy_with(model, replacements)
+    if check is not None:
+        with evaluation(model, plain):
+            moved = relative_difference(call(plain, check), call(model, check))
+        if not moved <= rtol:
+            raise FoldError(
+                f"folding moved the output by {moved:.3g} of its largest value, rtol allows {rtol:.3g}; "
+                f"weft.verify(model, plain, example) shows where, a wider dtype or a larger rtol may help"
+            )
+    return plain

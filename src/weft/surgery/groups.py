@@ -1,0 +1,60 @@
+"""parameter_groups: learning rates and weight decay as each family needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from weft.errors import OptionError
+from weft.parametrizations import Parametrization, record_of
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Optimizer groups with each family's learning-rate multiplier and decay rule.
+
+    Parameters of a parametrization follow the record of their family. Of the others, biases and the parameters of
+    normalisation layers take no weight decay. Frozen parameters are left out; a shared one is in one group.
+
+    Args:
+        model: any module.
+        lr: learning rate of a dense layer, at least 0.
+        weight_decay: of those parameters that take it, at least 0.
+
+    Returns:
+        groups with ``params``, ``lr`` and ``weight_decay``, for any optimizer of torch.
+
+    Raises:
+        OptionError: a negative rate or decay, or a model without trainable parameters.
+
+    Example:
+        >>> import torch, weft
+        >>> groups = weft.parameter_groups(weft.PHMLinear(8, 8), lr=0.1, weight_decay=1e-4)
+        >>> [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups]
+        [(2, 0.1, 0.0), (1, 0.1, 0.0001)]
+        >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
+    """
+    if lr < 0 or weight_decay < 0:
+        raise OptionError(f"lr and weight_decay must be at least 0, got {lr} and {weight_decay}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+
+    def add(parameter: nn.Parameter, multiplier: float, decays: bool) -> None:
+        if parameter.requires_grad and parameter not in seen:
+            seen.add(parameter)
+            groups.setdefault((lr * multiplier, weight_decay if decays else 0.0), []).append(parameter)
+
+    members = [module for module in model.modules() if isinstance(module, Parametrization)]
+    for member in members:  # first, and outermost first: a family's own rule comes before any other
+        record = record_of(member)
+        for name, parameter in member.named_parameters():
+            multiplier = record.lr_multiplier.get(name, 1.0) if record else 1.0
+            add(parameter, multiplier, record.weight_decay.get(name, True) if record else True)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            add(parameter, 1.0, not (isinstance(module, _NORMS) or name.endswith("bias")))
+    if not groups:
+        raise OptionError("model has no trainable parameters; unfreeze some, or there is nothing to optimise")
+    return [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(groups)]

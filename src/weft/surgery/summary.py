@@ -1,0 +1,145 @@
+"""summary: what a model is made of, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from weft.layers import Layer
+from weft.surgery.tables import format_table
+from weft.surgery.walk import call, evaluation
+
+_HEADERS = ("layer", "type", "family", "parameters", "share", "multiply-adds", "relative error")
+_PLAIN = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module with parameters of its own.
+
+    Args:
+        name: its place in the model.
+        type: its class.
+        family: of its weight; ``"plain"`` for a layer of torch.
+        parameters: stored numbers, bias included.
+        share: stored over dense numbers of the weight, bias excluded; None for other modules than layers.
+        macs: multiply-adds, of the example or of one row (one output position); None for other modules than layers.
+        error: relative error of the weight's last fit, None if there was none.
+    """
+
+    name: str
+    type: str
+    family: str
+    parameters: int
+    share: float | None
+    macs: int | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a model is made of; ``str()`` is a table.
+
+    Args:
+        rows: one per module with parameters of its own.
+        dense_parameters: numbers of the same model with dense weights.
+        per_row: whether multiply-adds are those of one row, because there was no example.
+    """
+
+    rows: tuple[Row, ...]
+    dense_parameters: int
+    per_row: bool
+
+    @property
+    def parameters(self) -> int:
+        """Stored numbers of the model."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of its layers."""
+        return sum(row.macs or 0 for row in self.rows)
+
+    @property
+    def share(self) -> float:
+        """Stored numbers over those of the same model with dense weights."""
+        return self.parameters / max(self.dense_parameters, 1)
+
+    def __str__(self) -> str:
+        headers = [f"{h} per row" if h == "multiply-adds" and self.per_row else h for h in _HEADERS]
+        total = ["total", "", "", self.parameters, self.share, self.macs, None]
+        return format_table(headers, [*(astuple(row) for row in self.rows), total])
+
+
+def summary(model: nn.Module, example: Any = None) -> Summary:
+    """Family, parameters, share, multiply-adds and fit error of every layer.
+
+    Args:
+        model: any module.
+        example: an input (a tensor, a tuple of positional or a dict of keyword arguments) to count multiply-adds
+            for, as they run in evaluation; None counts those of one row, or one output position of a convolution.
+
+    Returns:
+        the summary; print it, or read ``rows``.
+
+    Example:
+        >>> import weft
+        >>> print(weft.summary(weft.Linear(100, 50, parametrization="low_rank", rank=5)))
+        layer  type    family    parameters  share  multiply-adds per row  relative error
+        -----  ------  --------  ----------  -----  ---------------------  --------------
+               Linear  low_rank         800   0.15                    750               -
+        total                           800  0.158                    750               -
+    """
+    macs = {} if example is None else _count(model, example)
+    rows, dense = [], 0
+    for name, module in model.named_modules():
+        if isinstance(module, Layer):
+            weight = module.parametrization
+            own = weight.num_parameters + (0 if module.bias is None else module.bias.numel())
+            dense_row = weight.shape[0] * weight.shape[1]
+            dense += own - weight.num_parameters + dense_row
+            count = min(weight.cost(1), dense_row) if example is None else macs.get(module, 0)
+            family = weight.family or type(weight).__name__
+            rows.append(Row(name, type(module).__name__, family, own, weight.share, count, weight.fit_error))
+            continue
+        if any(name == outer.name or name.startswith(_inside(outer.name)) for outer in rows if outer.share is not None):
+            continue  # part of a Weft layer that is counted already
+        own = sum(p.numel() for p in module._parameters.values() if p is not None)
+        if own:
+            plain = isinstance(module, _PLAIN)
+            count = (module.weight.numel() if example is None else macs.get(module, 0)) if plain else None
+            dense += own
+            rows.append(Row(name, type(module).__name__, "plain", own, 1.0 if plain else None, count, None))
+    return Summary(tuple(rows), dense, example is None)
+
+
+def _inside(name: str) -> str:
+    return f"{name}." if name else ""
+
+
+def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
+    """Multiply-adds of every layer in one evaluation of the example."""
+    macs: dict[nn.Module, int] = {}
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, Layer):
+            count = module.explain(inputs[0]).macs
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+            count = inputs[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            count = output.numel() * module.weight[0].numel()
+        else:
+            count = output.numel() * module.in_features
+        macs[module] = macs.get(module, 0) + count
+
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (Layer, *_PLAIN))]
+    try:
+        with evaluation(model):
+            call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return macs
