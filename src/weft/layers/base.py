@@ -29,6 +29,7 @@ class Layer(nn.Module, abc.ABC):
     Subclasses give the plain class, its geometry and the forward pass. They set up through ``_set_up``.
     """
 
+    _version = 1  # of the state_dict keys: "bias" and "parametrization.*"
     torch_class: ClassVar[type[nn.Module]]
     #: Seconds that starting one product costs on top of a plain kernel; convolutions have more to set up.
     _floor_s: ClassVar[float] = 0.0

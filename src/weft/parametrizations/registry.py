@@ -81,7 +81,8 @@ def register(record: Family) -> Family:
         raise OptionError(f"name of a family must be new and in lower case, got {record.name!r}")
     if record.cls.family != record.name:
         raise OptionError(f"{record.cls.__name__}.family must be {record.name!r}, got {record.cls.family!r}")
-    options = set(inspect.signature(record.cls).parameters) - COMMON
+    arguments = inspect.signature(record.cls).parameters.values()
+    options = {argument.name for argument in arguments if argument.kind != argument.VAR_KEYWORD} - COMMON
     if options != set(record.options):
         raise OptionError(f"record of {record.name!r} must list the options {sorted(options)}, got {sorted(record.options)}")
     _FAMILIES[record.name] = record
