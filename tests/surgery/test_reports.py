@@ -1,0 +1,104 @@
+"""summary, parameter_groups, approximate."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import weft
+from weft.errors import BudgetError, FitError, OptionError, SizeError
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        weft.PHConv2d(4, 8, 3, n=4),
+        nn.BatchNorm2d(8),
+        nn.ConvTranspose2d(8, 6, 2, stride=2),
+        nn.Flatten(),
+        weft.Linear(6 * 64, 10, parametrization="low_rank", rank=3, path="factored"),
+        nn.Linear(10, 5),
+    )
+
+
+def test_summary_counts_parameters_and_multiply_adds() -> None:
+    model = net()
+    x = torch.randn(2, 4, 6, 6)
+    summary = weft.summary(model, x)
+    assert summary.parameters == sum(p.numel() for p in model.parameters())
+    assert summary.dense_parameters == sum(p.numel() for p in weft.fold(model).parameters())
+    by_name = {row.name: row for row in summary.rows}
+    # Output positions times the size of the kernel, counted by hand; batch 2.
+    assert by_name["0"].macs == 2 * 4 * 4 * 8 * 4 * 9
+    assert by_name["2"].macs == 2 * 4 * 4 * 8 * 6 * 4
+    assert by_name["4"].macs == 2 * 3 * (384 + 10)
+    assert by_name["5"].macs == 2 * 10 * 5
+    assert by_name["1"].macs is None and by_name["1"].share is None
+    assert by_name["0"].share == pytest.approx((64 + 8 * 4 * 9 / 4) / (8 * 4 * 9))
+    assert summary.macs == sum(by_name[name].macs for name in "0245")
+
+
+def test_summary_without_example_counts_one_row() -> None:
+    summary = weft.summary(net())
+    assert {row.name: row.macs for row in summary.rows}["4"] == 3 * (384 + 10)
+    assert "multiply-adds per row" in str(summary) and "total" in str(summary)
+
+
+def test_summary_shows_the_error_of_the_fit() -> None:
+    model, report = weft.convert(nn.Sequential(nn.Linear(20, 30)), "low_rank", share=0.3, return_report=True)
+    row = weft.summary(model).rows[0]
+    assert row.error == report.converted[0].error and 0 < row.error < 1
+
+
+def test_every_parameter_is_in_exactly_one_group_by_its_rule() -> None:
+    model = net()
+    model[5].weight.requires_grad_(False)
+    groups = weft.parameter_groups(model, lr=0.3, weight_decay=0.01)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    listed = [p for group in groups for p in group["params"]]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert len(listed) == len(trainable) and {id(p) for p in listed} == {id(p) for p in trainable}
+    assert all(group["lr"] == 0.3 for group in groups)
+    for p in (model[0].parametrization.blocks, model[4].parametrization.left, model[2].weight):
+        assert decay[id(p)] == 0.01
+    for p in (model[0].parametrization.mixing, model[0].bias, model[1].weight, model[1].bias, model[5].bias):
+        assert decay[id(p)] == 0.0
+    torch.optim.AdamW(groups).step()
+
+
+def test_learning_rate_multiplier_of_the_record_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from weft.parametrizations import registry
+
+    record = registry.family("low_rank")
+    monkeypatch.setitem(registry._FAMILIES, "low_rank", dataclasses.replace(record, lr_multiplier={"left": 4.0}))
+    model = net()
+    rates = {id(p): g["lr"] for g in weft.parameter_groups(model, lr=0.1) for p in g["params"]}
+    assert rates[id(model[4].parametrization.left)] == pytest.approx(0.4)
+    assert rates[id(model[4].parametrization.right)] == pytest.approx(0.1)
+
+
+def test_groups_refuse_nonsense() -> None:
+    with pytest.raises(OptionError, match="at least 0"):
+        weft.parameter_groups(net(), lr=-1)
+    with pytest.raises(OptionError, match="no trainable"):
+        weft.parameter_groups(nn.ReLU(), lr=0.1)
+
+
+def test_approximate_takes_tensors_and_arrays() -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((12, 3)) @ rng.standard_normal((3, 20))
+    member = weft.approximate(matrix, "low_rank", share=0.5)
+    assert member.left.dtype == torch.float64 and member.fit_error < 1e-12
+    np.testing.assert_allclose(member.dense().detach().numpy(), matrix, atol=1e-12)
+
+
+def test_approximate_refuses_bad_input() -> None:
+    with pytest.raises(SizeError, match="two dimensions"):
+        weft.approximate(torch.randn(2, 3, 4), "low_rank", rank=1)
+    with pytest.raises(FitError, match="finite"):
+        weft.approximate(torch.full((4, 4), float("inf")), "low_rank", rank=1)
+    with pytest.raises(BudgetError, match="smallest share") as caught:
+        weft.approximate(torch.randn(30, 40), "low_rank", share=0.01)
+    assert weft.approximate(torch.randn(30, 40), "low_rank", share=caught.value.smallest_share).rank == 1
