@@ -5,8 +5,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 WORKERS ?= 2
-# Folders and files with Python code that exist.
-CODE = $(wildcard src tests benchmarks docs tutorials conftest.py)
+# Everything with Python code in it; the Python blocks of Markdown files are formatted too.
+CODE = $(wildcard src tests benchmarks docs tutorials *.py *.md)
 EXAMPLES = README.md CONTRIBUTING.md $(wildcard docs/*.md docs/*/*.md)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -63,13 +63,15 @@ format: .venv/.installed ## put the code in the form that `check` asks for
 	$(BIN)/ruff check --fix $(CODE)
 
 bench: .venv/.installed ## every benchmark; writes benchmarks/results/
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/harness.py, $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 mutants: .venv/.installed ## plant faults one by one; a fault that no test notices fails
 	$(BIN)/python tests/mutants.py
 
+# Every page is read anew: a build of the changed pages alone would pass over the warnings of the others.
 docs: .venv/.installed ## the documentation, warnings are errors; open docs/_build/html/index.html
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@rm -rf docs/_generated
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 
 # ---------------------------------------------------------------------------------------------------- maintenance
 
@@ -80,7 +82,7 @@ pin: .venv/.installed .venv/doclint/.installed ## write the versions of .venv in
 	@mv constraints.new constraints.txt
 
 clean: ## what runs, caches and builds left; keeps .venv and runs/
-	rm -rf build dist docs/_build docs/_generated docs/tutorials docs/sg_execution_times.rst \
+	rm -rf build dist docs/_build docs/_generated docs/tutorials \
 	.pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find src tests benchmarks docs tutorials -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -1,14 +1,15 @@
 """Sphinx configuration. `make docs` builds strictly: a warning is an error."""
 
-import os
 import sys
 import warnings
 from pathlib import Path
 
+import torch
+
 import weft
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # the tutorials are small; more threads only get in each other's way
+torch.set_num_threads(1)  # the tutorials' networks are small; more threads only get in each other's way
 
 project = "Weft"
 author = "The Weft authors"
@@ -20,7 +21,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
     "weft_docs",
@@ -32,8 +32,9 @@ templates_path = ["_templates"]
 # would make the build depend on the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|nn|F|lightning|pl|kornia|collections|typing|abc|dataclasses|types|pathlib)\..*"),
+    (r"py:.*", r"(torch|numpy|nn|lightning|kornia|pytest|collections|typing|abc|dataclasses|types|pathlib)\..*"),
     (r"py:.*", r"(Tensor|Any|Callable|Iterable|Iterator|Mapping|Sequence|Path|Self|Literal|optional|default)"),
+    (r"py:.*", r"weft\.data\.batches\.Batches"),  # what loaders return; used by iterating over it
     (r"py:.*", r"(bool|dict|float|int|list|object|str|tuple|type|None|ValueError|RuntimeError|AttributeError)"),
 ]
 
@@ -43,6 +44,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "Weft"
+html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["weft.css"]
 html_theme_options = {
@@ -53,10 +55,11 @@ html_theme_options = {
 # -------------------------------------------------------------------------------------------- docstrings
 
 autosummary_generate = True
+autodoc_inherit_docstrings = False  # torch's own docstrings refer to torch's own pages
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "exclude-members": "torch_class"}
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -72,6 +75,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
-    "plot_gallery": True,
+    "show_signature": False,
+    "write_computation_times": False,
 }
 warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")  # the pictures go to files

@@ -1,5 +1,5 @@
-"""What the pages take from the code: tables of the family records, tables of the benchmarks, and the check that every
-public name is on a page.
+"""What the pages take from the code: tables of the family records, tables of the benchmarks, and the checks that every
+public name is in the reference and every family has a page and a row in the README.
 
 Directives:
     family-table          one row per family
@@ -10,21 +10,30 @@ Directives:
 from __future__ import annotations
 
 import importlib
+import inspect
+import pkgutil
+import re
+import sys
 from pathlib import Path
 
-import weft
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+from sphinx.writers.html5 import HTML5Translator
+
+import weft
 from weft.parametrizations import Family
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-#: Modules whose `__all__` a user may import from; each name must be documented somewhere.
-PUBLIC_MODULES = ("weft", "weft.parametrizations", "weft.layers", "weft.surgery", "weft.models", "weft.train", "weft.data", "weft.testing")
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+#: Packages from which a user may import what their `__all__` lists.
+PUBLIC = ["weft", *(f"weft.{m.name}" for m in pkgutil.iter_modules(weft.__path__) if m.ispkg and m.name != "cli")]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -61,15 +70,14 @@ def overview() -> str:
     Returns:
         Markdown.
     """
-    header = ["family", "the weight", "sized by", "stored numbers", "multiply-adds", "choose it"]
+    header = ["family", "the weight", "choose it", "sized by", "stored numbers"]
     rows = [
         [
             f"[`{name}`](/families/{name}.md)",
             record.summary,
+            record.advice,
             sized_by(record),
             f"`{record.parameters}`",
-            f"`{record.cost}`",
-            record.advice,
         ]
         for name, record in weft.families().items()
     ]
@@ -129,37 +137,73 @@ class BenchmarkResults(SphinxDirective):
         for file in files:
             self.env.note_dependency(str(file))
         text = "\n\n".join(file.read_text(encoding="utf-8") for file in files)
+        text = re.sub(r"^#+ ", "## ", text, flags=re.MULTILINE)  # sections of this page, whatever they are in the files
         missing = "No results are stored in this checkout; `make bench` measures and writes them."
         return self.parse_text_to_nodes(text or missing, allow_section_headings=True)
 
 
-def check_every_name_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warn (an error in a strict build) about public names and families without a page.
+def check_everything_is_documented(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn (an error in a strict build) about public names and families without their place.
 
     Args:
         app: not used.
         env: knows every documented object.
     """
-    documented = {}
+    documented = set()
     for name in env.domains.python_domain.objects:
         module, _, attribute = name.rpartition(".")
-        if module in PUBLIC_MODULES:
-            documented[name] = getattr(importlib.import_module(module), attribute, None)
-    for module_name in PUBLIC_MODULES:
-        module = importlib.import_module(module_name)
-        for attribute in module.__all__:
-            value = getattr(module, attribute)
-            known = f"{module_name}.{attribute}" in documented or any(value is other for other in documented.values())
-            if not known and type(value) is not type(weft):
-                logger.warning("public name %s.%s is on no page; add it to docs/api.md", module_name, attribute)
+        documented.add(id(getattr(sys.modules.get(module), attribute, None)))
+    for package in PUBLIC:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if id(value) not in documented and not inspect.ismodule(value):
+                logger.warning("public name %s.%s is on no page; add it to docs/api.md", package, name)
+    readme = README.read_text(encoding="utf-8")
     for name in weft.families():
         if f"families/{name}" not in env.found_docs:
             logger.warning("family %s has no page; write docs/families/%s.md", name, name)
+        if f"docs/families/{name}.md" not in readme:
+            logger.warning("family %s is not in the README's table of families", name)
+
+
+def show_public_bases(app: Sphinx, name: str, cls: type, options: object, bases: list[type]) -> None:
+    """Replace base classes that are not exported by the exported ones behind them.
+
+    Args:
+        app: not used.
+        name: not used.
+        cls: the documented class.
+        options: not used.
+        bases: what the page will show; changed in place.
+    """
+    exported = [value for package in PUBLIC for value in vars(importlib.import_module(package)).values()]
+    public = [base for base in cls.__mro__[1:] if base in exported or not base.__module__.startswith("weft.")]
+    nearest = [base for base in public if not any(base in other.__mro__[1:] for other in public)]
+    bases[:] = [base for base in nearest if base is not object]
+
+
+def write_mathml(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Formulas as MathML, which browsers draw by themselves: the pages need no script from the network.
+
+    Args:
+        self: the translator that writes the page.
+        node: one formula.
+
+    Raises:
+        nodes.SkipNode: always; the formula is written.
+    """
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    self.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
     app.add_directive("family-table", FamilyTable)
     app.add_directive("family-record", FamilyRecord)
     app.add_directive("benchmark-results", BenchmarkResults)
-    app.connect("env-check-consistency", check_every_name_is_documented)
+    app.connect("autodoc-process-bases", show_public_bases)
+    app.connect("env-check-consistency", check_everything_is_documented)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import logging
-import warnings
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from weft.cli import runs
-from weft.errors import OptionError
+from weft.cli.checkpoints import AtomicCheckpoints, Interruptible, checkpoints
+from weft.cli.faults import SETTINGS, check, explain
+from weft.cli.quiet import quiet
+from weft.cli.recipe import load_all
+from weft.data import ImageData
+from weft.errors import OptionError, nearest_name
+from weft.train import Classifier
 
 FIT = "fit"
 
@@ -34,12 +41,13 @@ class SaveConfig(SaveConfigCallback):
     """Writes the full configuration beside the results, under a name of its own for every start.
 
     Args:
+        parser: that read the configuration.
+        config: the configuration.
         run_dir: folder of the run.
-        **kwargs: as Lightning's.
     """
 
-    def __init__(self, *args: Any, run_dir: Path, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, save_to_log_dir=False)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, run_dir: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.run_dir = run_dir
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -52,18 +60,26 @@ class SaveConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     """One subcommand over a recipe.
 
+    A section ``model`` or ``data`` with a ``class_path`` names its class; one without holds the arguments of
+    ``weft.train.Classifier`` or ``weft.data.ImageData``.
+
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         argv: the arguments after it.
-        model_class: base of the model's class.
-        data_class: base of the data module's class.
+        recipe: what the recipes named in ``argv`` hold.
+        stop: notes Ctrl-C.
     """
 
-    def __init__(self, command: str, argv: list[str], model_class: type, data_class: type) -> None:
+    def __init__(self, command: str, argv: list[str], recipe: dict[str, Any], stop: Interruptible) -> None:
         self._command = command
+        self._recipe = recipe
+        self._stop = stop
+        open_model, open_data = ("class_path" in (recipe.get(section) or {}) for section in ("model", "data"))
         super().__init__(
-            model_class,
-            data_class,
+            LightningModule if open_model else Classifier,
+            LightningDataModule if open_data else ImageData,
+            subclass_mode_model=open_model,
+            subclass_mode_data=open_data,
             args=[command, *argv],
             parser_class=Parser,
             parser_kwargs={"prog": "weft"},
@@ -81,15 +97,16 @@ class CLI(LightningCLI):
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Weft's own arguments and defaults.
+        """Weft's own arguments.
 
         Args:
             parser: of the subcommand.
         """
-        parser.add_argument("--run_dir", type=str | None, default=None, help="folder of the run; default runs/RECIPE")
+        parser.add_argument("--run_dir", type=SETTINGS["run_dir"], default=None, help="default: runs/RECIPE")
         parser.add_argument(
-            "--checkpoint_every_n_steps", type=int | None, default=None, help="write last.ckpt also every so many steps"
-        )
+            "--checkpoint_every_n_steps", type=SETTINGS["checkpoint_every_n_steps"], default=None,
+            help="write last.ckpt also every so many training steps, not only after every epoch",
+        )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, settle the folder of the run and the checkpoint, and refuse what cannot work; nothing is built yet.
@@ -104,28 +121,40 @@ class CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise OptionError(str(error)) from None
+            raise OptionError(self._explain(str(error))) from None
         chosen = self.config[self._command]
         recipes = [Path(str(path)) for path in chosen.get("config") or []]
         self.run_dir = Path(chosen.run_dir or Path("runs") / (recipes[-1].stem if recipes else "unnamed"))
-        self.weights = self._settle_checkpoint(chosen)
+        weights = self._settle_checkpoint(chosen)
         chosen.run_dir = str(self.run_dir)
-        chosen.ckpt_path = None if self.weights is None else str(self.weights)
+        chosen.ckpt_path = None if weights is None else str(weights)
         if chosen.weights_only is None:
             chosen.weights_only = True  # a checkpoint is data; it must not run code
 
+    def _explain(self, text: str) -> str:
+        """jsonargparse's message about the command line in one line, with the nearest name."""
+        unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", text)
+        if unknown:
+            actions = self._subcommand_parsers[self._command]._actions
+            options = [option for action in actions for option in action.option_strings]
+            return f"unknown argument {unknown[1]}{nearest_name(unknown[1], options)}"
+        if "arguments are required" in text and not self._recipe:
+            return f"{text}; name a recipe: weft {self._command} --config recipes/RECIPE.yaml"
+        key, value = re.search(r'Parser key "([^"]+)"', text), re.search(r"Given value: (.*)|Got value: (.*)", text)
+        given = (value[1] or value[2]) if value else None
+        return f"{key[1]}: {explain(text, given)}" if key else text
+
     def _settle_checkpoint(self, chosen: Any) -> Path | None:
+        folder = self.run_dir / "checkpoints"
         if self._command != FIT:
-            if not chosen.ckpt_path and not (self.run_dir / "checkpoints").is_dir():
-                raise OptionError(f"{self.run_dir} holds no trained model: run 'weft fit' first or give --ckpt_path FILE")
-            best = self.run_dir / "checkpoints" / "best.ckpt"
-            return runs.checkpoint_path(self.run_dir, chosen.ckpt_path or ("best" if best.is_file() else "last"))
+            best_or_last = "best" if (folder / "best.ckpt").is_file() else "last"
+            return runs.checkpoint_path(self.run_dir, chosen.ckpt_path or best_or_last)
         every = chosen.checkpoint_every_n_steps
         if every is not None and every < 1:
-            raise OptionError(f"--checkpoint_every_n_steps must be at least 1, got {every}")
-        # the processes that a launcher adds find the folder as the first one has begun to fill it
+            raise OptionError(f"checkpoint_every_n_steps must be at least 1, got {every}")
         resumed = runs.checkpoint_path(self.run_dir, chosen.ckpt_path) if chosen.ckpt_path else None
-        if rank_zero_only.rank == 0:
+        # processes that a launcher adds find the folder as the first one has begun to fill it
+        if getattr(rank_zero_only, "rank", 0) == 0 and not chosen.trainer.fast_dev_run:
             runs.claim(self.run_dir, resumed)
         return resumed
 
@@ -133,13 +162,15 @@ class CLI(LightningCLI):
         """Nothing: the recipe and the command line say what the model is, not the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer the run folder: progress bar, loggers, checkpoints, resumption."""
+        """Give the trainer the run folder: progress bar, checkpoints, resumption."""
         chosen = self.config[self._command]
         callbacks: list[Any] = []
         if chosen.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if self._command == FIT:
-            callbacks += runs.callbacks(self.run_dir, chosen.checkpoint_every_n_steps)
+            callbacks.append(self._stop)
+            if chosen.trainer.enable_checkpointing is not False:
+                callbacks += checkpoints(self.run_dir, chosen.checkpoint_every_n_steps)
         self.trainer_defaults = {"callbacks": callbacks}
         self.save_config_kwargs = {"run_dir": self.run_dir}
 
@@ -154,12 +185,13 @@ class CLI(LightningCLI):
         """
         given = self._get(self.config_init, "trainer")
         plugins = given.get("plugins") or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), runs.AtomicCheckpoints()]
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
         kwargs["default_root_dir"] = given.get("default_root_dir") or str(self.run_dir)
-        if given.get("logger") is None:
+        if given.get("logger") is None and self._command == FIT:
             table = CSVLogger(self.run_dir, name="logs")
-            tensorboard = TensorBoardLogger(self.run_dir, name="logs", version=table.version)
-            kwargs["logger"] = [table, tensorboard] if self._command == FIT else False
+            kwargs["logger"] = [table, TensorBoardLogger(self.run_dir, name="logs", version=table.version)]
+        elif given.get("logger") is None:
+            kwargs["logger"] = False
         return super().instantiate_trainer(**kwargs)
 
     def validate(self, **kwargs: Any) -> None:
@@ -196,29 +228,6 @@ class CLI(LightningCLI):
             print(f"written: {path}")
 
 
-def base_classes(argv: list[str]) -> tuple[type, bool, type, bool]:
-    """Which classes the sections ``model`` and ``data`` of the recipe describe.
-
-    A section with a ``class_path`` names its class; one without gives the arguments of the default.
-
-    Args:
-        argv: the arguments after the subcommand.
-
-    Returns:
-        for the model and for the data: the class, and whether any subclass of it may be named.
-    """
-    from weft.data import ImageData
-    from weft.train import Classifier
-
-    sections = merged(recipe_paths(argv))
-    open_model = "class_path" in (sections.get("model") or {})
-    open_data = "class_path" in (sections.get("data") or {})
-    return (
-        LightningModule if open_model else Classifier, open_model,
-        LightningDataModule if open_data else ImageData, open_data,
-    )  # fmt: skip
-
-
 def run(command: str, argv: list[str]) -> int:
     """Run one of Lightning's subcommands.
 
@@ -232,16 +241,40 @@ def run(command: str, argv: list[str]) -> int:
     Raises:
         OptionError: a recipe, an argument or a folder is not usable.
     """
-    for noisy in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message=message)
-    stopped: list[int] = []
-    signal_before = signal.getsignal(signal.SIGINT)
+    # the writers of checkpoints have no place where nothing is trained
+    quiet(*([] if command == FIT else ["Be aware that when using `ckpt_path`"]))
+    recipe = load_all(recipe_paths(argv))
+    if faults := check(recipe) if recipe else []:
+        raise OptionError("\n  ".join(["the recipe has faults, nothing was run:", *faults]))
+    stop = Interruptible()
+    if {"-h", "--help"} & set(argv):
+        CLI(command, argv, recipe, stop)
     try:
-        CLI(command, argv)
+        CLI(command, argv, recipe, stop)
     except MisconfigurationException as error:
         raise OptionError(str(error)) from error
     except SIGTERMException:
-        pass
+        resume = " ".join(["weft", command, *argv, *([] if "--ckpt_path" in argv else ["--ckpt_path", "last"])])
+        print(f"weft: stopped after the step it was in; go on with: {resume}", file=sys.stderr)
+        return 130 if stop.by_hand else 143
+    except SystemExit:  # Lightning's answer to the second Ctrl-C
+        print("weft: stopped at once; --ckpt_path last goes on from the last checkpoint written", file=sys.stderr)
+        return 130
     return 0
+
+
+def recipe_paths(argv: list[str]) -> list[str]:
+    """The recipes that a command line names.
+
+    Args:
+        argv: the arguments after the subcommand.
+
+    Returns:
+        the values of ``--config`` and ``-c``, in their order.
+
+    Example:
+        >>> recipe_paths(["--config", "a.yaml", "--trainer.devices", "2", "--config=b.yaml"])
+        ['a.yaml', 'b.yaml']
+    """
+    after = [value for flag, value in itertools.pairwise(argv) if flag in ("-c", "--config")]
+    return after + [flag.partition("=")[2] for flag in argv if flag.startswith("--config=")]

@@ -34,12 +34,18 @@ def overview() -> Table:
         a rich table.
     """
     table = Table(title="Families of weight matrices", caption="weft list NAME shows one in full", title_justify="left")
-    for heading in ("name", "what the weight is", "sized by", "options", "stored numbers", "multiply-adds", "fit"):
-        table.add_column(heading, overflow="fold")
+    for heading, ratio in (
+        ("name", None),
+        ("what the weight is", 4),
+        ("options", 2),
+        ("numbers", 3),
+        ("multiply-adds", 3),
+    ):
+        table.add_column(heading, overflow="fold", ratio=ratio)
     for name, record in families().items():
-        options = ", ".join(record.options) or "none"
-        row = (record.summary, record.sized_by, options, record.parameters, record.cost, "yes" if record.has_fit else "no")
-        table.add_row(Text(name, style="bold"), *(Text(cell) for cell in row))
+        options = ", ".join([*record.options, *(["share"] if record.sized_by == "share" else [])])
+        cells = (record.summary, options, record.parameters, record.cost)
+        table.add_row(Text(name, style="bold"), *map(Text, cells))
     return table
 
 
@@ -57,11 +63,15 @@ def details(record: Family) -> Table:
     table.add_column("value", overflow="fold")
     for name, value in as_dict(record).items():
         if isinstance(value, dict):
-            text = "\n".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
+            text = "\n".join(f"{key}: {_plain(entry)}" for key, entry in value.items()) or "none"
         else:
-            text = ("no", "yes")[value] if isinstance(value, bool) else str(value)
+            text = _plain(value)
         table.add_row(name.replace("_", " "), Text(text))
     return table
+
+
+def _plain(value: object) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def run(command: str, argv: list[str]) -> int:

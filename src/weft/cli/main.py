@@ -53,8 +53,8 @@ def usage() -> str:
             "  weft demo",
             "  weft list kronecker",
             "  weft check recipes/*.yaml",
-            "  weft fit --config recipes/digits_cnn_phc_n4.yaml",
-            "  weft fit --config recipes/digits_cnn_phc_n4.yaml --ckpt_path last",
+            "  weft fit --config recipes/digits_smallcnn_kronecker_n4.yaml",
+            "  weft fit --config recipes/digits_smallcnn_kronecker_n4.yaml --ckpt_path last",
         ]
     )
 

@@ -48,10 +48,10 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
-        self._epoch = epoch
+        self._ask_epoch = epoch
         self._passes = 0
-        self._served = 0
-        self._skip = 0
+        self._position = {"epoch": 0, "served": 0}
+        self._resumed: dict[str, int] = {}
 
     def __len__(self) -> int:
         smallest, largest = self._shares()
@@ -61,41 +61,42 @@ class Batches:
         return min(math.ceil(largest / self.batch_size), max(1, smallest))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._order()
+        epoch = self._passes if self._ask_epoch is None else self._ask_epoch()
+        self._passes = epoch + 1
+        order = self._order(epoch)
         cuts = order.tensor_split(len(self)) if self.seed is None else order.split(self.batch_size)
-        start, self._skip = self._skip, 0
+        resumed, self._resumed = self._resumed, {}
+        start = resumed["served"] if resumed.get("epoch") == epoch else 0
         for number in range(start, len(self)):
-            self._served = number + 1
+            self._position = {"epoch": epoch, "served": number + 1}
             rows = cuts[number]
             yield self.images[rows], self.labels[rows]
-        self._served = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches already served of the current epoch.
+        """The epoch, and the number of its batches already served.
 
         Returns:
             What `load_state_dict` takes.
         """
-        return {"served": self._served % len(self)}
+        return dict(self._position)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration start after the batches already served.
+        """Makes the next iteration, if it is of the same epoch, start after the batches already served.
 
         Args:
             state: what `state_dict` returned.
         """
-        self._skip = state["served"]
+        self._resumed = dict(state)
+        self._passes = state["epoch"]
 
     def _shares(self) -> tuple[int, int]:
         """The fewest and the most samples that one process gets."""
         return len(self.labels) // self.world_size, math.ceil(len(self.labels) / self.world_size)
 
-    def _order(self) -> Tensor:
+    def _order(self, epoch: int) -> Tensor:
         total = len(self.labels)
         if self.seed is None:
             return torch.arange(self.rank, total, self.world_size)
-        epoch = self._passes if self._epoch is None else self._epoch()
-        self._passes += 1
         # One 64-bit state per (seed, epoch): seed + epoch would repeat epoch 1 of seed 0 as epoch 0 of seed 1.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(total, generator=generator)

@@ -35,7 +35,8 @@ class ImageData(pl.LightningDataModule):
             ``WEFT_DATA`` only.
         batch_size: images per step and process in training.
         eval_batch_size: images per step and process in validation, test and prediction; None is ``batch_size``.
-        val_share: share of the training images kept for validation, in [0, 1); 0 means no validation.
+        val_share: share of the training images kept for validation, in [0, 1); 0 means no validation (give the
+            trainer ``limit_val_batches=0`` too, or it remarks on the empty loader).
         split_seed: seed of the validation split.
         resize: side of the square to which all images are resized when decoded, in pixels; None keeps their size.
         crop_padding: pixels of black added on every side before a random crop back to size, in training; 0 is off.
@@ -97,7 +98,8 @@ class ImageData(pl.LightningDataModule):
         self._test: Batch | None = None
         self._scale: Tensor | None = None
         self._augment: nn.Module | None = None
-        self._resumed_seed: int | None = None
+        self._train_loader: Batches | None = None
+        self._resumed: dict[str, int] = {}
 
     # ------------------------------------------------------------------ what the data are
 
@@ -113,7 +115,7 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image: 1 for grey, 3 for colour."""
+        """Number of channels of an image, 1 for grey and 3 for colour."""
         return self._split()[0][0].shape[1]
 
     @property
@@ -144,7 +146,7 @@ class ImageData(pl.LightningDataModule):
         Args:
             stage: "fit", "validate", "test", "predict", or None for all.
         """
-        self._split()  # also for testing: images are normalised as in training
+        self._normalisation()  # also for testing: images are normalised as in training
         if stage in ("test", "predict", None):
             self._test_set()
         padded = [self.crop_padding] if self.crop_padding else []
@@ -171,7 +173,11 @@ class ImageData(pl.LightningDataModule):
                 return trainer.current_epoch
 
         images, labels = self._split()[0]
-        return Batches(images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world)
+        loader = Batches(images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world)
+        if self._resumed:
+            loader.load_state_dict(self._resumed)
+        self._train_loader = loader
+        return loader
 
     def val_dataloader(self) -> Batches | list[Any]:
         """Batches of the validation images.
@@ -233,34 +239,37 @@ class ImageData(pl.LightningDataModule):
         return (floats - scale[0]) / scale[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the training order, for checkpoints: a resumed run goes on in the same order.
+        """The seed of the training order and the place in it, for checkpoints.
 
         Returns:
             what `load_state_dict` takes.
         """
-        return {"seed": self._seed()}
+        # Lightning keeps the place of a loader as well, but does not restore it where the optimizer's set-up has
+        # asked for the length of the run before.
+        place = {"epoch": 0, "served": 0} if self._train_loader is None else self._train_loader.state_dict()
+        return {"seed": self._seed(), **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the training order of the run that is resumed.
+        """Takes over the training order of the run that is resumed, and the place in it.
 
         Args:
             state_dict: what `state_dict` returned.
         """
-        self._resumed_seed = state_dict["seed"]
+        self._resumed = dict(state_dict)
 
     def teardown(self, stage: str) -> None:
-        """Forgets the seed of a resumed run: the next run on the same data shuffles by its own.
+        """Forgets the run that was resumed: the next one on the same data shuffles by its own seed.
 
         Args:
             stage: the stage that ended.
         """
         if stage == "fit":
-            self._resumed_seed = None
+            self._resumed = {}
 
     # ------------------------------------------------------------------ inner workings
 
     def _seed(self) -> int:
-        return torch.initial_seed() % 2**32 if self._resumed_seed is None else self._resumed_seed
+        return self._resumed.get("seed", torch.initial_seed() % 2**32)
 
     def _evaluation(self, images: Tensor, labels: Tensor) -> Batches:
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, SizeError, nearest_name
-from weft.layers.cache import WeightCache, count_sources, in_transform, is_tracing
+from weft.layers.cache import WeightCache, count_sources, in_transform, is_tracing, plain_arithmetic
 from weft.layers.paths import Explanation, Plan, explain, plan
 from weft.parametrizations import Parametrization, make, record_of
 
@@ -74,6 +74,8 @@ class Layer(nn.Module, abc.ABC):
             if parametrization.shape != matrix_shape:
                 raise SizeError(f"parametrization must have the shape {matrix_shape}, got {parametrization.shape}")
         else:
+            if taken := {"positions", "variance"} & set(options):
+                raise OptionError(f"{', '.join(sorted(taken))} follows from the geometry and init= of the layer; drop it")
             parametrization = make(
                 parametrization, matrix_shape, positions=positions, variance=variance, device=device, dtype=dtype, **options
             )
@@ -139,7 +141,7 @@ class Layer(nn.Module, abc.ABC):
     def _uses_factors(self, x: Tensor) -> bool:
         """Whether this call runs the factored product."""
         if self.path != "auto":
-            return self.path == "factored"
+            return self.path == "factored" and self._has_factors
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 return self._export_factored
@@ -157,6 +159,7 @@ class Layer(nn.Module, abc.ABC):
     def reset_parameters(self) -> None:
         """Draw new parameters by the family's initial law, and a bias as the plain layer's."""
         self.parametrization.reset_parameters()
+        self.parametrization.fit_error = None
         if self.bias is not None:
             nn.init.uniform_(self.bias, -self._bias_bound, self._bias_bound)
         self.clear_cache()
@@ -175,12 +178,13 @@ class Layer(nn.Module, abc.ABC):
             path, multiply-adds, bytes, predicted times, reason.
         """
         rows, first = self._rows(x), next(self.parametrization.parameters())
-        cached = not self.training and self._caches and not torch.is_grad_enabled()
+        wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parametrization.parameters())
+        cached = not self.training and self._caches and not wants_gradients
         factored = self._uses_factors(x)
         path = "factored" if factored else "cached" if cached else "dense"
-        limit = "" if self._has_factors else f"{type(self.parametrization).__name__} has no stages for this geometry; "
+        limit = "" if self._has_factors or self.path == "dense" else f"{type(self.parametrization).__name__} has no factored product for this geometry; "
         if self.path != "auto":
-            why = f"path={self.path!r} was asked for"
+            why = limit + f"path={self.path!r} was asked for"
         elif factored:
             why = f"predicted to be the fastest for {rows} rows on {first.device.type}"
         elif cached:
@@ -252,7 +256,7 @@ class Layer(nn.Module, abc.ABC):
                 "fold the layer before the transform"
             )
         plain = self.torch_class(**self._arguments(), device="meta")
-        with torch.no_grad(), torch.inference_mode(False):
+        with plain_arithmetic(next(self.parameters()).device.type):
             weight = self._build_weight().detach().clone(memory_format=torch.contiguous_format)
             plain.weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in self.parametrization.parameters()))
             if self.bias is not None:
@@ -318,17 +322,20 @@ class Layer(nn.Module, abc.ABC):
             del state_dict[prefix + "weight"]
             fitted = copy.deepcopy(self.parametrization)
             try:
+                wanted = self._to_weight(torch.empty(fitted.shape, device="meta")).shape
+                if weight.shape != wanted:
+                    raise SizeError(f"it must have the shape {tuple(wanted)}, got {tuple(weight.shape)}")
                 error = fitted.fit_(self._to_matrix(weight))
             except (ValueError, RuntimeError) as problem:
                 error_msgs.append(f"{prefix}weight of a plain layer cannot be loaded into {type(self).__name__}: {problem}")
-                fitted = self.parametrization
+                state_dict.update(self.state_dict(prefix=prefix))
             else:
                 warnings.warn(
                     f"{prefix}weight of a plain layer was fitted by family {fitted.family!r}: relative error {error:.3g}",
                     stacklevel=2,
                 )
                 self.parametrization.fit_error = error
-            state_dict.update({inner + key: value for key, value in fitted.state_dict().items()})
+                state_dict.update(fitted.state_dict(prefix=inner))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

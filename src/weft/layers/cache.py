@@ -11,7 +11,8 @@ What it cannot see: writes through ``.data``, numpy or another process in the mi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,6 +69,21 @@ def in_transform() -> bool:
         True if so.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextlib.contextmanager
+def plain_arithmetic(device: str) -> Iterator[None]:
+    """No gradients, no inference mode, no autocast, whatever is on outside.
+
+    Args:
+        device: type of the device, whose autocast is meant.
+
+    Yields:
+        nothing.
+    """
+    autocast = contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), autocast:
+        yield
 
 
 class WeightCache:
@@ -142,9 +158,10 @@ class WeightCache:
         epoch = _epoch
         stamps = tuple((names, name, t, t._version, t.data_ptr()) for names, name, t in tensors)
         alive = tuple(t.detach() for _, _, t in tensors)  # keeps the storages, so that no address is used twice
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            weight = build()
-            weight = weight.detach() if cast is None or not weight.is_floating_point() else weight.detach().to(cast)
+        with plain_arithmetic(device):
+            weight = build().detach()
+            if cast is not None and weight.dtype != torch.float64:  # autocast leaves double precision alone
+                weight = weight.to(cast)
         self.entry = (owner, tag, epoch, device, cast, weight, weight._version, stamps, tuple(modules), alive)
         return weight
 

@@ -55,6 +55,9 @@ class _Conv(Layer):
         options: dict[str, Any],
     ) -> None:
         """Let torch's own layer check the geometry, take it over, set the rest up."""
+        if min(geometry["in_channels"], geometry["out_channels"]) < 1:
+            sizes = f"{geometry['in_channels']} and {geometry['out_channels']}"
+            raise SizeError(f"in_channels and out_channels must be at least 1, got {sizes}")
         try:
             template = self.torch_class(**geometry, device="meta")
         except ValueError as error:
@@ -106,10 +109,7 @@ class _Conv(Layer):
     def _factored(self, x: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         stages = self._modules["parametrization"].stages()
         spatial = self._spatial_stage(stages)
-        if stages is None or spatial is None:  # path="factored" was asked for where there are no stages
-            return self._dense(x, self._build_weight(), bias, output_size)
-        batched = x.dim() == self._dims + 2
-        y = x if batched else x.unsqueeze(0)
+        assert stages is not None and spatial is not None, "the factored path was chosen without stages"  # noqa: PT018
         positions, last = math.prod(self.kernel_size), len(stages) - 1
         for index, (matrix, inner) in enumerate(stages):
             stage_bias = bias if index == last else None
@@ -118,10 +118,10 @@ class _Conv(Layer):
                 kernel = matrix.reshape(groups, rows, columns // positions, *self.kernel_size)
                 if self.transposed:
                     kernel = kernel.transpose(1, 2)
-                y = self._convolve(y, kernel.flatten(0, 1), stage_bias, groups, output_size)
+                x = self._convolve(x, kernel.flatten(0, 1), stage_bias, groups, output_size)
             else:
-                y = self._mix(y, matrix, inner // positions if index < spatial else inner, stage_bias)
-        return y if batched else y.squeeze(0)
+                x = self._mix(x, matrix, inner // positions if index < spatial else inner, stage_bias)
+        return x
 
     def _mix(self, x: Tensor, matrix: Tensor, inner: int, bias: Tensor | None) -> Tensor:
         """A stage without kernel positions: a 1x1 convolution, or one small matrix over groups of channels."""
@@ -129,9 +129,10 @@ class _Conv(Layer):
         if inner == 1:
             kernel = matrix.reshape(groups * rows, columns, *(1,) * self._dims)
             return _CONVOLUTIONS[self._dims](x, kernel, bias, groups=groups)
-        y = (matrix.to(x.dtype) @ x.reshape(x.shape[0], groups, columns, -1)).reshape(
-            x.shape[0], groups * rows * inner, *x.shape[2:]
-        )
+        channels = -1 - self._dims  # counted from the end: inputs may have no batch dimension
+        size = [x.shape[d] for d in range(-self._dims, 0)]
+        y = matrix.to(x.dtype) @ x.unflatten(channels, (groups, columns, inner)).flatten(channels)
+        y = y.unflatten(-1, (inner, *size)).flatten(channels - 2, channels)
         return y if bias is None else y + bias.to(y.dtype).reshape(-1, *(1,) * self._dims)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:

@@ -80,6 +80,9 @@ class Linear(Layer):
     def _to_matrix(self, weight: Tensor) -> Tensor:
         return weight
 
+    def _can_factor(self) -> bool:
+        return type(self.parametrization).linear is not Parametrization.linear  # the default builds the matrix
+
     def _rows(self, x: Tensor) -> int:
         return math.prod(x.shape[:-1])
 

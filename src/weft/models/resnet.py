@@ -139,7 +139,7 @@ class CifarResNet(ResidualNet):
         >>> sum(p.numel() for p in CifarResNet(20).parameters())
         272474
         >>> sum(p.numel() for p in CifarResNet(20, parametrization="kronecker", options={"n": 4}).parameters())
-        71258
+        71162
     """
 
     def __init__(

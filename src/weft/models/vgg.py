@@ -14,7 +14,7 @@ _HIDDEN = {"standard": 512, "large": 516}
 
 
 class VGG(nn.Module):
-    """VGG-11, -13, -16 or -19 with a classifier of three layers: five groups of 3x3 convolutions, each halving the image.
+    """VGG-11 to -19: five groups of 3x3 convolutions, each halving the image, and a classifier of three layers.
 
     Args:
         depth: 11, 13, 16 or 19.

@@ -123,9 +123,9 @@ class Parametrization(nn.Module, abc.ABC):
         """Multiply-adds of ``dense()``.
 
         Returns:
-            multiply-adds; 0 where the matrix is stored as it is.
+            multiply-adds, by default one per entry; 0 where the matrix is stored as it is and nothing is to be cached.
         """
-        return 0
+        return math.prod(self.shape)
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         """Become the nearest member. Arguments are checked: finite, on the right device, at least fp32."""

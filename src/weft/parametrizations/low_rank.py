@@ -145,7 +145,7 @@ class LowRank(Parametrization):
         if rank < 1:
             least = smallest_share(sum(shape), shape)
             remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
-            raise BudgetError(f"share is too small for 'low_rank' of shape {tuple(shape)}: {remedy}", least)
+            raise BudgetError(f"share is too small for 'low_rank' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None)
         return {"rank": rank}
 
     def extra_repr(self) -> str:

@@ -1,11 +1,12 @@
 """Training of a classifier in Lightning: loss, optimizer, schedule, metrics, and what a resumed run needs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -101,7 +102,9 @@ class Classifier(pl.LightningModule):
         Returns:
             (batch, classes).
         """
-        return self.model(inputs.to(self.dtype))  # under precision "bf16-true" the model is bf16, the data fp32
+        if inputs.is_floating_point():
+            inputs = inputs.to(self.dtype)  # under precision "bf16-true" the model is bf16, the data fp32
+        return self.model(inputs)
 
     # ------------------------------------------------------------------ steps
 
@@ -116,13 +119,15 @@ class Classifier(pl.LightningModule):
             mean loss over the batch.
         """
         inputs, labels = batch
+        options: Any = self.hparams
         weight, others = 1.0, labels
-        if self.hparams.mixup_alpha > 0:
-            weight = float(torch.distributions.Beta(*[torch.tensor(float(self.hparams.mixup_alpha))] * 2).sample())
+        if options.mixup_alpha > 0:
+            alpha = torch.tensor(float(options.mixup_alpha))
+            weight = float(torch.distributions.Beta(alpha, alpha).sample())
             partners = torch.randperm(len(labels), device=inputs.device)
             inputs, others = torch.lerp(inputs[partners], inputs, weight), labels[partners]
         scores = self(inputs)
-        smoothing = self.hparams.label_smoothing
+        smoothing = options.label_smoothing
         loss = weight * F.cross_entropy(scores, labels, label_smoothing=smoothing)
         if weight < 1:
             loss = loss + (1 - weight) * F.cross_entropy(scores, others, label_smoothing=smoothing)
@@ -169,11 +174,11 @@ class Classifier(pl.LightningModule):
         self._log(stage, F.cross_entropy(scores, labels), (scores.argmax(1) == labels).float())
 
     def _log(self, stage: str, loss: Tensor, hits: Tensor) -> None:
-        self.means[f"{stage}_loss"].update(loss.float(), weight=len(hits))
-        self.means[f"{stage}_acc"].update(hits)
-        for what in ("loss", "acc"):
-            show = what == "acc" or stage != "train"
-            self.log(f"{stage}/{what}", self.means[f"{stage}_{what}"], on_step=False, on_epoch=True, prog_bar=show)
+        mean_loss, mean_hits = (cast(MeanMetric, self.means[f"{stage}_{what}"]) for what in ("loss", "acc"))
+        mean_loss.update(loss.float(), weight=len(hits))
+        mean_hits.update(hits)
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, prog_bar=stage != "train")
+        self.log(f"{stage}/acc", mean_hits, on_step=False, on_epoch=True, prog_bar=True)
 
     # ------------------------------------------------------------------ setting up
 
@@ -189,13 +194,13 @@ class Classifier(pl.LightningModule):
             if have is not None and want is not None and have != want:
                 raise OptionError(f"model has {name}={have}, the data have {want}: build the model with {name}={want}")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule.
 
         Returns:
             in Lightning's form.
         """
-        options = self.hparams
+        options: Any = self.hparams
         groups = weft.parameter_groups(self.model, lr=options.lr, weight_decay=options.weight_decay)
         optimizer = make_optimizer(options.optimizer, groups, options.lr, options.momentum, options.betas)
         self._steps = steps = self.trainer.estimated_stepping_batches
@@ -216,11 +221,12 @@ class Classifier(pl.LightningModule):
         Returns:
             at most one callback.
         """
-        if self.hparams.ema_decay is None:
+        options: Any = self.hparams
+        if options.ema_decay is None:
             return []
         from lightning.pytorch.callbacks import EMAWeightAveraging  # since Lightning 2.6
 
-        return [EMAWeightAveraging(decay=self.hparams.ema_decay)]
+        return [EMAWeightAveraging(decay=options.ema_decay)]
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -233,7 +239,9 @@ class Classifier(pl.LightningModule):
         states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
-        states = {name: self.all_gather(state.to(self.device)).cpu().reshape(-1, len(state)) for name, state in states.items()}
+        for name, state in states.items():
+            gathered = cast(Tensor, self.all_gather(state.to(self.device)))
+            states[name] = gathered.cpu().reshape(-1, len(state))  # a row per process
         checkpoint["weft"] = {"random": states, "steps": self._steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -249,7 +257,8 @@ class Classifier(pl.LightningModule):
         if self._resumed is None:
             return
         for name, states in self._resumed["random"].items():
-            state = states[self.global_rank % len(states)]  # a run may go on with another number of processes
+            # A run may go on with another number of processes. A copy, because torch crashes on a state inside a tensor.
+            state = states[self.global_rank % len(states)].clone()
             if name == "cpu":
                 torch.set_rng_state(state)
             elif self.device.type == "cuda":

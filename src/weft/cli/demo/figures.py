@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from weft.cli.demo.results import Result
@@ -33,6 +36,8 @@ class Theme:
 
 LIGHT = Theme(paper="#ffffff", ink="#1f2430", faint="#d9dde5")
 DARK = Theme(paper="#171b24", ink="#e6e9f0", faint="#343b4a")
+
+Point = tuple[float, float]
 
 #: Directions in which a label may leave its point, the most legible first.
 DIRECTIONS = [(1, 0.0), (1, 0.8), (1, -0.8), (-1, 0.0), (-1, 0.8), (-1, -0.8), (0, 1.0), (0, -1.0)]
@@ -68,7 +73,7 @@ def _overlap(box: Bbox, other: Bbox) -> float:
 
 
 def place_labels(
-    ax: Axes, points: list[tuple[float, float]], labels: list[str], colors: list[str], halo: str, line: list[tuple[float, float]]
+    ax: Axes, points: Sequence[Point], labels: list[str], colors: list[str], halo: str, line: Sequence[Point]
 ) -> list[Bbox]:
     """Write a label beside every point so that no label covers another one, a point, the line or the frame.
 
@@ -86,49 +91,48 @@ def place_labels(
     Returns:
         the boxes of the labels, in pixels.
     """
-    from matplotlib.patheffects import withStroke
-
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # fixes the layout, so that sizes in pixels are final
     scale = figure.dpi / 72
     centers = [ax.transData.transform(point) for point in points]
     taken = [Bbox.from_bounds(x - 7 * scale, y - 7 * scale, 14 * scale, 14 * scale) for x, y in centers]
-    for start, end in itertools.pairwise(ax.transData.transform(corner) for corner in line):
-        along = [start + (end - start) * step / 40 for step in range(41)]
+    for start, stop in itertools.pairwise(ax.transData.transform(corner) for corner in line):
+        along = [start + (stop - start) * step / 40 for step in range(41)]
         taken += [Bbox.from_bounds(x - scale, y - scale, 2 * scale, 2 * scale) for x, y in along]
     frame, boxes = ax.get_window_extent(), []
     for point, center, label, color in zip(points, centers, labels, colors, strict=True):
         text = ax.annotate(
-            label, point, xytext=(0, 0), textcoords="offset points", fontsize=9.5, fontweight="bold", color=color, zorder=5,
-            path_effects=[withStroke(linewidth=3, foreground=halo)],
+            label, point, xytext=(0, 0), textcoords="offset points", fontsize=9.5, fontweight="bold", color=color,
+            zorder=5, path_effects=[withStroke(linewidth=3, foreground=halo)],
         )  # fmt: skip
-        best: tuple[float, Bbox, int] | None = None
-        for distance, (dx, dy) in itertools.product(DISTANCES, DIRECTIONS):
-            text.set_position((dx * distance, dy * distance))
-            text.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[dx])
-            text.set_verticalalignment("center" if dx else "bottom" if dy > 0 else "top")
-            box = text.get_window_extent().padded(2 * scale)
+        places = list(itertools.product(DISTANCES, DIRECTIONS))
+        costs = []
+        for place in places:
+            box = _put(text, *place).padded(2 * scale)
             outside = box.width * box.height - _overlap(box, frame)
-            cost = sum(_overlap(box, other) for other in taken) + 4 * outside
-            if best is None or cost < best[0]:
-                best = (cost, box, distance)
-                position, align, valign = text.get_position(), text.get_horizontalalignment(), text.get_verticalalignment()
-            if cost == 0:
-                break
-        assert best is not None
-        text.set_position(position)
-        text.set_horizontalalignment(align)
-        text.set_verticalalignment(valign)
-        if best[2] > DISTANCES[0]:
-            end = (min(max(center[0], best[1].x0), best[1].x1), min(max(center[1], best[1].y0), best[1].y1))
+            costs.append(sum(_overlap(box, other) for other in taken) + 4 * outside)
+        distance, direction = places[costs.index(min(costs))]
+        box = _put(text, distance, direction).padded(2 * scale)
+        if distance > DISTANCES[0]:
+            end = (min(max(center[0], box.x0), box.x1), min(max(center[1], box.y0), box.y1))
+            x, y = ax.transData.inverted().transform(end)
             ax.annotate(
-                "", point, xytext=ax.transData.inverted().transform(end), zorder=2,
+                "", point, xytext=(x, y), zorder=2,
                 arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.9, "alpha": 0.7, "shrinkB": 4},
             )  # fmt: skip
-        taken.append(best[1])
-        boxes.append(best[1])
+        taken.append(box)
+        boxes.append(box)
     return boxes
+
+
+def _put(text: Annotation, distance: int, direction: tuple[int, float]) -> Bbox:
+    """Move a label to a place beside its point; where it then is, in pixels."""
+    dx, dy = direction
+    text.set_position((dx * distance, dy * distance))
+    text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+    text.set_verticalalignment("center" if dx else "bottom" if dy > 0 else "top")
+    return text.get_window_extent()
 
 
 def _front(results: list[Result]) -> list[Result]:
@@ -156,19 +160,22 @@ def pareto(results: list[Result], theme: Theme = LIGHT) -> bytes:
     ax.set_xscale("log")
     ax.set_xlim(min(xs) / 1.35, max(xs) * 1.45)
     margin = max(0.6, 0.22 * (max(ys) - min(ys)))
-    ax.set_ylim(min(ys) - margin, max(ys) + margin)
+    ax.set_ylim(min(ys) - margin, min(max(ys) + margin, 100 + margin / 3))
     ax.xaxis.set_major_locator(_log_ticks(*ax.get_xlim()))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    points = list(zip(xs, ys, strict=True))
-    front = [(result.parameters, 100 * result.accuracy) for result in _front(results)]
+    points: list[Point] = list(zip(xs, ys, strict=True))
+    front: list[Point] = [(result.parameters, 100 * result.accuracy) for result in _front(results)]
     ax.plot(*zip(*front, strict=True), "--", color=theme.ink, alpha=0.45, linewidth=1.1, zorder=1)
     colors = [_on(theme, result.color) for result in results]
     # variants at (nearly) the same place become rings around each other, so that none hides another
-    near = [sum(abs(x / u - 1) < 0.03 and abs(y - v) < margin / 8 for u, v in points[i + 1 :]) for i, (x, y) in enumerate(points)]
-    ax.scatter(xs, ys, s=[90 + 170 * behind for behind in near], c=colors, edgecolors=theme.paper, linewidths=1.6, zorder=4)
+    sizes = [
+        90 + 170 * sum(abs(x / u - 1) < 0.03 and abs(y - v) < margin / 8 for u, v in points[index + 1 :])
+        for index, (x, y) in enumerate(points)
+    ]
+    ax.scatter(xs, ys, s=sizes, c=colors, edgecolors=theme.paper, linewidths=1.6, zorder=4)
     ax.set_xlabel("parameters of the trained model (log scale)", color=theme.ink, fontsize=10)
     ax.set_title(
         "Test accuracy against parameters", loc="left", color=theme.ink, fontsize=12.5, fontweight="bold", pad=10
@@ -190,10 +197,10 @@ def curves(results: list[Result], theme: Theme = LIGHT) -> bytes:
     """
     figure, (left, right) = _figure(theme, 9.6, 4.2, panels=2)
     for result in results:
-        style = {"color": _on(theme, result.color), "linewidth": 1.8, "marker": "o" if len(result.losses) < 3 else None}
         epochs = range(1, len(result.losses) + 1)
-        left.plot(epochs, result.losses, label=result.label, **style)
-        right.plot(epochs, [100 * value for value in result.accuracies], **style)
+        for ax, values in ((left, result.losses), (right, [100 * value for value in result.accuracies])):
+            (line,) = ax.plot(epochs, values, color=_on(theme, result.color), linewidth=1.8, label=result.label)
+            line.set_marker("o" if len(epochs) < 3 else "")
     left.set_yscale("log")
     left.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -209,16 +216,16 @@ def curves(results: list[Result], theme: Theme = LIGHT) -> bytes:
     return _png(figure)
 
 
-def _log_ticks(low: float, high: float) -> matplotlib.ticker.FixedLocator:
+def _log_ticks(low: float, high: float) -> FixedLocator:
     """Round numbers, 1, 2 and 5 of every decade that lies in view."""
     ticks = [step * 10**decade for decade in range(1, 10) for step in (1, 2, 5)]
-    return matplotlib.ticker.FixedLocator([tick for tick in ticks if low <= tick <= high])
+    return FixedLocator([tick for tick in ticks if low <= tick <= high])
 
 
 def _on(theme: Theme, color: str) -> str:
     """A colour that reads on the theme's paper: near-black and dark ones are lightened on dark paper."""
     if theme is LIGHT:
         return color
-    rgb = matplotlib.colors.to_rgb(color)
-    lift = 0.8 if max(rgb) < 0.4 else 0.3
-    return matplotlib.colors.to_hex([channel + (1 - channel) * lift for channel in rgb])
+    red, green, blue = to_rgb(color)
+    lift = 0.8 if max(red, green, blue) < 0.4 else 0.3
+    return to_hex((red + (1 - red) * lift, green + (1 - green) * lift, blue + (1 - blue) * lift))

@@ -12,11 +12,10 @@ class Result:
     """One trained variant.
 
     Args:
-        name: short name, as on the command line.
         label: the family in words.
         color: of its point and curves, as ``#rrggbb``.
         parameters: numbers the trained model stores, biases and norms included.
-        share: stored numbers of the weights over those of the plain model's weights, biases and norms excluded.
+        share: parameters over those of the plain network.
         accuracy: of the folded model on the test set, 0 to 1.
         step_ms: median training step, in milliseconds.
         latency_ms: median forward pass of the folded model, in milliseconds.
@@ -25,7 +24,6 @@ class Result:
         accuracies: accuracy on the validation samples after every epoch, 0 to 1.
     """
 
-    name: str
     label: str
     color: str
     parameters: int
@@ -63,7 +61,7 @@ def cells(result: Result) -> list[str]:
         one text per column.
 
     Example:
-        >>> cells(Result(name="plain", label="Plain", color="#000000", parameters=1234, share=1.0, accuracy=0.98765,
+        >>> cells(Result(label="Plain", color="#000000", parameters=1234, share=1.0, accuracy=0.98765,
         ...              step_ms=1.23456, latency_ms=0.5, difference=1.5e-6))
         ['Plain', '1234', '1.000', '0.9877', '1.23', '0.500', '1.5e-06']
     """

@@ -1,0 +1,206 @@
+"""Independent answers: slow, from the definitions, sharing no code with the library.
+
+Letters: O, I = rows and columns of a matrix; n = components of a hypercomplex number; K = kernel positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.parametrizations import Stage
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def product_of_two(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two matrices, as the sum of the outer products of columns and rows.
+
+    Args:
+        left: (O, R).
+        right: (R, I).
+
+    Returns:
+        (O, I), in double precision.
+    """
+    a, b = _numpy(left), _numpy(right)
+    total = np.zeros((a.shape[0], b.shape[1]))
+    for r in range(a.shape[1]):
+        total += np.outer(a[:, r], b[r])
+    return torch.from_numpy(total)
+
+
+def sum_of_kroneckers(first: Tensor, second: Tensor) -> Tensor:
+    """sum_i first[i] (x) second[i], one Kronecker product after the other.
+
+    Args:
+        first: (n, p, q).
+        second: (n, o, c).
+
+    Returns:
+        (p*o, q*c), in double precision.
+    """
+    total: np.ndarray | float = 0.0
+    for a, s in zip(_numpy(first), _numpy(second), strict=True):
+        total = total + np.kron(a, s)
+    return torch.from_numpy(np.asarray(total))
+
+
+def hamilton_product(p: Sequence[float], q: Sequence[float]) -> tuple[float, float, float, float]:
+    """The product of two quaternions by Hamilton's formula, with i^2 = j^2 = k^2 = ijk = -1.
+
+    Args:
+        p: real, i, j and k part of the left factor.
+        q: of the right factor.
+
+    Returns:
+        the parts of p q.
+
+    Example:
+        >>> hamilton_product((0, 1, 0, 0), (0, 0, 1, 0))  # i j = k
+        (0, 0, 0, 1)
+    """
+    a1, b1, c1, d1 = p
+    a2, b2, c2, d2 = q
+    return (
+        a1 * a2 - b1 * b2 - c1 * c2 - d1 * d2,
+        a1 * b2 + b1 * a2 + c1 * d2 - d1 * c2,
+        a1 * c2 - b1 * d2 + c1 * a2 + d1 * b2,
+        a1 * d2 + b1 * c2 - c1 * b2 + d1 * a2,
+    )
+
+
+def quaternion_matrix(blocks: Tensor) -> Tensor:
+    """The matrix that multiplies quaternion columns from the left, one entry after the other by Hamilton's formula.
+
+    Args:
+        blocks: (4, O/4, I/4), real, i, j and k parts.
+
+    Returns:
+        (O, I), component major, in double precision.
+    """
+    parts = _numpy(blocks)
+    _, rows, columns = parts.shape
+    matrix = np.zeros((4 * rows, 4 * columns))
+    for o, c, q in itertools.product(range(rows), range(columns), range(4)):
+        unit = [float(q == component) for component in range(4)]
+        for p, value in enumerate(hamilton_product(parts[:, o, c].tolist(), unit)):
+            matrix[p * rows + o, q * columns + c] = value
+    return torch.from_numpy(matrix)
+
+
+def complex_matrix(blocks: Tensor) -> Tensor:
+    """The real matrix of a complex one: what it does to real and imaginary unit vectors.
+
+    Args:
+        blocks: (2, O/2, I/2), real and imaginary parts.
+
+    Returns:
+        (O, I), all real parts first, in double precision.
+    """
+    weight = _numpy(blocks)[0] + 1j * _numpy(blocks)[1]
+    images = np.concatenate([weight, weight * 1j], axis=1)  # of the unit vectors 1 and i of each column
+    return torch.from_numpy(np.concatenate([images.real, images.imag], axis=0))
+
+
+def apply_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
+    """The map that stages stand for, by the equation in their docstring.
+
+    Args:
+        stages: first applied first.
+        x: (B, I).
+
+    Returns:
+        (B, O).
+    """
+    for matrix, inner in stages:
+        groups, rows, columns = matrix.shape
+        blocks = x.reshape(len(x), groups, columns, inner)
+        x = torch.einsum("goi,bgit->bgot", matrix, blocks).reshape(len(x), groups * rows * inner)
+    return x
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """A convolution in any number of dimensions by the definition, one kernel position after the other.
+
+    y[b, o, t] = bias[o] + sum_{c, k} weight[o, c, k] x[b, c, t*stride + k*dilation - padding], x = 0 outside.
+
+    Args:
+        x: (B, I, *size).
+        weight: (O, I, *kernel).
+        bias: (O,) or None.
+        stride: one per dimension.
+        padding: zeros at each end, one per dimension.
+        dilation: one per dimension.
+
+    Returns:
+        (B, O, *size), in double precision.
+    """
+    kernel = weight.shape[2:]
+    data = np.pad(_numpy(x), [(0, 0), (0, 0), *((p, p) for p in padding)])
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    sizes = [(n - span) // s + 1 for n, span, s in zip(data.shape[2:], spans, stride, strict=True)]
+    total = np.zeros((len(x), weight.shape[0], *sizes))
+    for position in itertools.product(*map(range, kernel)):
+        starts = [k * d for k, d in zip(position, dilation, strict=True)]
+        window = tuple(slice(a, a + s * n, s) for a, s, n in zip(starts, stride, sizes, strict=True))
+        total += np.einsum("oc,bc...->bo...", _numpy(weight[(..., *position)]), data[(..., *window)])
+    if bias is not None:
+        total += _numpy(bias).reshape(-1, *(1,) * len(sizes))
+    return torch.from_numpy(total)
+
+
+def transposed_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """A transposed convolution by the definition: every input position stamps the kernel onto the output.
+
+    Args:
+        x: (B, I, *size).
+        weight: (I, O, *kernel), torch's layout.
+        bias: (O,) or None.
+        stride: one per dimension.
+        padding: numbers cut off each end of the output, one per dimension.
+        dilation: one per dimension.
+
+    Returns:
+        (B, O, *size), in double precision.
+    """
+    kernel, data = weight.shape[2:], _numpy(x)
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    full = [(n - 1) * s + span for n, s, span in zip(x.shape[2:], stride, spans, strict=True)]
+    total = np.zeros((len(x), weight.shape[1], *full))
+    for start in itertools.product(*map(range, x.shape[2:])):
+        for position in itertools.product(*map(range, kernel)):
+            at = tuple(t * s + k * d for t, s, k, d in zip(start, stride, position, dilation, strict=True))
+            total[(..., *at)] += data[(..., *start)] @ _numpy(weight[(..., *position)])
+    total = total[(..., *(slice(p, n - p) for p, n in zip(padding, full, strict=True)))]
+    if bias is not None:
+        total += _numpy(bias).reshape(-1, *(1,) * len(full))
+    return torch.from_numpy(total)
+
+
+def weighted_error(matrix: Tensor, target: Tensor, inputs: Tensor | None = None) -> float:
+    """||matrix - target|| / ||target||, or with inputs X (rows are samples) that of the outputs X W^T.
+
+    Args:
+        matrix: (O, I).
+        target: (O, I).
+        inputs: (B, I), or None for the plain norm.
+
+    Returns:
+        the ratio.
+    """
+    difference, size = _numpy(matrix) - _numpy(target), _numpy(target)
+    if inputs is not None:
+        difference, size = _numpy(inputs) @ difference.T, _numpy(inputs) @ size.T
+    return math.sqrt(float((difference**2).sum()) / float((size**2).sum()))

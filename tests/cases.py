@@ -1,0 +1,27 @@
+"""One case per family and kind of option, for the contract and the interoperability protocol."""
+
+from weft.parametrizations import Dense, Kronecker, LowRank
+from weft.testing import Case, oracles
+
+DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
+LOW_RANK = Case(
+    "low_rank",
+    lambda shape, **common: LowRank(shape, rank=3, **common),
+    lambda p: oracles.product_of_two(p.left, p.right),
+)
+PHM = Case(
+    "kronecker_n4",
+    lambda shape, **common: Kronecker(shape, n=4, **common),
+    lambda p: oracles.sum_of_kroneckers(p.mixing, p.blocks),
+)
+COMPLEX = Case(
+    "kronecker_complex",
+    lambda shape, **common: Kronecker(shape, algebra="complex", **common),
+    lambda p: oracles.complex_matrix(p.blocks),
+)
+QUATERNION = Case(
+    "kronecker_quaternion",
+    lambda shape, **common: Kronecker(shape, algebra="quaternion", **common),
+    lambda p: oracles.quaternion_matrix(p.blocks),
+)
+CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION)

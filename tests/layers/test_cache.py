@@ -1,0 +1,495 @@
+"""The evaluation cache is hit, and never stale: every way in which parameters change behind its back."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+import weft
+from tests.cases import PHM
+from tests.toys import Nested
+from weft.layers import cache
+from weft.testing import assert_same, oracles
+
+
+def make_layer(dtype=torch.float64, **options):
+    """A layer that runs its dense weight, cached in evaluation."""
+    layer = weft.PHMLinear(12, 8, n=4, path="dense", dtype=dtype, **options)
+    return layer.eval()
+
+
+@pytest.fixture
+def layer():
+    return make_layer()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 12, dtype=torch.float64)
+
+
+def truth(layer, x):
+    """What the layer must compute, by the oracle and nothing that the layer may have cached."""
+    member = layer.parametrization
+    return x @ oracles.sum_of_kroneckers(member.mixing, member.blocks).T.to(x) + layer.bias
+
+
+def run(layer, x):
+    with torch.no_grad():
+        return layer(x)
+
+
+def fill(layer, x):
+    """Evaluate, and make sure that the weight is cached."""
+    y = run(layer, x)
+    assert layer._cache.entry is not None
+    return y
+
+
+def assert_fresh(layer, x, before=None):
+    for _ in range(2):  # the first call may rebuild, the second must not return something older
+        got = run(layer, x)
+        assert_same(got, truth(layer, x), 1e-11, "the output")
+    if before is not None:
+        assert not torch.allclose(got, before), "nothing changed, so this shows nothing"
+
+
+def count_builds(layer, monkeypatch):
+    builds = []
+    member = layer.parametrization
+    monkeypatch.setattr(member, "dense", lambda: builds.append(1) or type(member).dense(member), raising=False)
+    return builds
+
+
+# ---------------------------------------------------------------- it is hit
+
+
+def test_weight_is_built_once_for_many_evaluations(layer, x, monkeypatch):
+    builds = count_builds(layer, monkeypatch)
+    for rows in (1, 3, 200):
+        for _ in range(5):
+            run(layer, torch.randn(rows, 12, dtype=torch.float64))
+    with torch.inference_mode():
+        layer(x)
+    with torch.no_grad():
+        _ = layer.weight, layer.weight
+    assert len(builds) == 1
+
+
+def test_frozen_weight_is_built_once_also_with_gradients_on(layer, x, monkeypatch):
+    layer.parametrization.requires_grad_(False)
+    builds = count_builds(layer, monkeypatch)
+    for _ in range(5):
+        layer(x.clone().requires_grad_()).sum().backward()
+    assert len(builds) == 1
+
+
+def test_convolutions_cache_too(monkeypatch):
+    for conv in (weft.PHConv2d(8, 8, 3, n=4), weft.PHConvTranspose1d(8, 8, 3, n=4)):
+        conv.eval()
+        builds = count_builds(conv, monkeypatch)
+        for _ in range(4):
+            run(conv, torch.randn(2, 8, *(7, 7)[: conv._dims]))
+        assert len(builds) == 1
+
+
+def test_bypass_in_training_and_where_gradients_are_wanted(layer, x, monkeypatch):
+    builds = count_builds(layer, monkeypatch)
+    layer(x).sum().backward()
+    layer(x).sum().backward()
+    assert len(builds) == 2
+    assert layer._cache.entry is None
+    layer.train()
+    run(layer, x)
+    run(layer, x)
+    assert len(builds) == 4
+    assert layer._cache.entry is None
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_nothing_is_kept_where_nothing_is_built():
+    layer = weft.Linear(8, 8).eval()
+    run(layer, torch.randn(2, 8))
+    assert layer._cache.entry is None
+
+
+def test_cache_is_in_no_state(layer, x):
+    keys = set(layer.state_dict())
+    fill(layer, x)
+    assert set(layer.state_dict()) == keys
+    assert {name for name, _ in layer.named_buffers()} == set()
+
+
+# ---------------------------------------------------------------- it is never stale
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "fused sgd": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    "fused adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "foreach adam": lambda p: torch.optim.Adam(p, lr=0.1, foreach=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizer_step_while_in_evaluation_mode(layer, x, optimizer):
+    stepper = OPTIMIZERS[optimizer](layer.parameters())
+    for parameter in layer.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = fill(layer, x)
+    stepper.step()
+    assert_fresh(layer, x, before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_between_evaluations(layer, x, optimizer):
+    stepper = OPTIMIZERS[optimizer](layer.parameters())
+    for _ in range(3):
+        before = fill(layer.eval(), x)
+        stepper.zero_grad()
+        layer.train()(x).square().sum().backward()
+        stepper.step()
+        assert_fresh(layer.eval(), x, before)
+
+
+def test_step_hidden_from_version_counters(layer, x):
+    """What a fused step does on some devices: new values, same version, same address."""
+
+    class Hidden(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        def step(self):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.mul_(3)
+
+    before = fill(layer, x)
+    Hidden(layer.parameters()).step()
+    assert_fresh(layer, x, before)
+
+
+@pytest.mark.parametrize("name", ["mixing", "blocks"])
+def test_edit_without_gradients(layer, x, name):
+    before = fill(layer, x)
+    with torch.no_grad():
+        getattr(layer.parametrization, name).mul_(2)
+    assert_fresh(layer, x, before)
+    before = fill(layer, x)
+    with torch.no_grad():
+        getattr(layer.parametrization, name)[0, 0, 0] = 7.0
+    assert_fresh(layer, x, before)
+
+
+def test_load_state_dict(layer, x):
+    for assign in (False, True):
+        before = fill(layer, x)
+        layer.load_state_dict(make_layer().state_dict(), assign=assign)
+        assert_fresh(layer, x, before)
+    before = fill(layer, x)
+    layer.parametrization.load_state_dict(make_layer().parametrization.state_dict())  # not through the layer
+    assert_fresh(layer, x, before)
+
+
+def test_plain_checkpoint(layer, x):
+    before = fill(layer, x)
+    with pytest.warns(UserWarning, match="fitted"):
+        layer.load_state_dict(nn.Linear(12, 8, dtype=torch.float64).state_dict())
+    assert_fresh(layer, x, before)
+
+
+def test_fit_and_reset(layer, x):
+    before = fill(layer, x)
+    layer.parametrization.fit_(torch.randn(8, 12))
+    assert_fresh(layer, x, before)
+    before = fill(layer, x)
+    layer.parametrization.reset_parameters()
+    assert_fresh(layer, x, before)
+
+
+def test_dtype(layer, x):
+    fill(layer, x)
+    layer.float()
+    assert run(layer, x.float()).dtype == torch.float32
+    assert_same(run(layer, x.float()), truth(layer, x.float()), 1e-5, "the output in fp32")
+    layer.double()
+    assert_fresh(layer, x)
+
+
+def test_parametrization_moved_without_the_layer(layer, x):
+    fill(layer, x)
+    layer.parametrization.float()
+    layer.bias.data = layer.bias.data.float()
+    assert run(layer, x.float()).dtype == torch.float32
+
+
+def test_copies(layer, x):
+    before = fill(layer, x)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        with torch.no_grad():
+            twin.parametrization.blocks.add_(1)
+        assert_fresh(twin, x, before)
+        assert_fresh(layer, x)
+    assert copy.deepcopy(layer._cache).entry is None
+    assert copy.copy(layer._cache).entry is None
+
+
+def test_new_data(layer, x):
+    for _ in range(20):  # a freed storage is likely to come back at the same address
+        before = fill(layer, x)
+        layer.parametrization.blocks.data = torch.randn(4, 2, 3, dtype=torch.float64)
+        assert_fresh(layer, x, before)
+
+
+def test_other_storage(layer, x):
+    before = fill(layer, x)
+    other = torch.randn(4, 2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        layer.parametrization.blocks.set_(other)
+    assert_fresh(layer, x, before)
+
+
+def test_replaced_parameter(layer, x):
+    before = fill(layer, x)
+    layer.parametrization.blocks = nn.Parameter(torch.randn(4, 2, 3, dtype=torch.float64))
+    assert_fresh(layer, x, before)
+    before = fill(layer, x)
+    layer.parametrization._parameters["mixing"] = nn.Parameter(torch.randn(4, 4, 4, dtype=torch.float64))
+    assert_fresh(layer, x, before)
+
+
+def test_replaced_parametrization(layer, x):
+    before = fill(layer, x)
+    layer.parametrization = PHM.member((8, 12))
+    assert_fresh(layer, x, before)
+    before = fill(layer, x)
+    layer._modules["parametrization"] = PHM.member((8, 12))
+    assert_fresh(layer, x, before)
+
+
+def test_parts_of_a_nested_parametrization(x):
+    member = Nested(PHM.member((8, 12)))
+    layer = weft.Linear(12, 8, parametrization=member, dtype=torch.float64).eval()
+
+    def assert_nested_fresh(before):
+        inner = member.inner
+        want = x @ (member.scale * oracles.sum_of_kroneckers(inner.mixing, inner.blocks)).T + layer.bias
+        assert_same(run(layer, x), want, 1e-11, "the output")
+        assert not torch.allclose(want, before)
+
+    before = fill(layer, x)
+    member.inner.blocks.data = torch.randn(4, 2, 3, dtype=torch.float64)
+    assert_nested_fresh(before)
+    before = fill(layer, x)
+    member.inner = PHM.member((8, 12))
+    assert_nested_fresh(before)
+    before = fill(layer, x)
+    with torch.no_grad():
+        member.scale.mul_(2)  # a buffer
+    assert_nested_fresh(before)
+    before = fill(layer, x)
+    member.scale = torch.full((), 0.5, dtype=torch.float64)
+    assert_nested_fresh(before)
+
+
+def test_gradients_asked_for_later(layer, x):
+    layer.requires_grad_(False)
+    layer(x)  # cached, though gradients are on
+    assert layer._cache.entry is not None
+    layer.parametrization.requires_grad_(True)
+    layer(x).sum().backward()
+    assert float(layer.parametrization.blocks.grad.abs().max()) > 0
+    layer.requires_grad_(False)
+    assert not layer(x).requires_grad
+
+
+def test_inference_mode_in_and_out(layer, x):
+    with torch.inference_mode():
+        before = layer(x).clone()
+    y = layer(x)
+    y.sum().backward()
+    with torch.no_grad():
+        layer.parametrization.blocks.mul_(2)
+    with torch.inference_mode():
+        assert not torch.allclose(layer(x), before)
+        assert_same(layer(x), truth(layer, x), 1e-11, "the output in inference mode")
+    assert_fresh(layer, x)
+    frozen, z = layer.requires_grad_(False), x.clone().requires_grad_()
+    with torch.inference_mode():
+        frozen(x)
+    frozen(z).sum().backward()  # a weight made in inference mode could not be saved for backward
+    assert z.grad is not None
+
+
+def test_parameters_born_in_inference_mode_are_not_cached(x):
+    with torch.inference_mode():
+        layer = make_layer()
+        before = layer(x).clone()
+        layer.parametrization.blocks.mul_(2)  # no version counter tells
+        assert_same(layer(x), truth(layer, x), 1e-11, "the output")
+        assert not torch.allclose(layer(x), before)
+
+
+def test_vmap_and_functional_call(layer, x):
+    before = fill(layer, x)
+    others = [make_layer() for _ in range(3)]
+    state = stack_module_state(others)
+    with torch.no_grad():
+        got = vmap(lambda parameters, buffers: functional_call(layer, (parameters, buffers), (x,)))(*state)
+        for y, other in zip(got, others, strict=True):
+            assert_same(y, truth(other, x), 1e-11, "one of the ensemble")
+        assert_same(functional_call(layer, dict(others[0].named_parameters()), (x,)), truth(others[0], x), 1e-11)
+    assert_same(run(layer, x), before, 0, "the layer itself")
+
+
+def test_tangents_and_dispatch_modes_are_bypassed(layer, x):
+    fill(layer, x)
+    entry = layer._cache.entry
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() > 2 * 3 * 96  # the build was counted, so it ran
+    member = layer.parametrization
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(member.blocks.detach(), torch.ones_like(member.blocks))
+        y = functional_call(layer, {"parametrization.blocks": dual}, (x,))
+        assert float(torch.autograd.forward_ad.unpack_dual(y).tangent.abs().max()) > 0
+    assert layer._cache.entry is entry
+
+
+def test_autocast_on_and_off():
+    layer, x = make_layer(torch.float32), torch.randn(3, 12)
+    for _ in range(2):
+        full = fill(layer, x)
+        assert full.dtype == torch.float32
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=dtype):
+                assert run(layer, x).dtype == dtype
+                assert layer._cache.entry is not None
+                with torch.autocast("cpu", enabled=False):
+                    assert_same(run(layer, x), full, 0, "the output with autocast off inside")
+                with torch.no_grad():
+                    assert layer.weight.dtype == dtype
+        assert_same(run(layer, x), full, 0, "the output after autocast")
+
+
+def test_weight_is_cast_once_under_autocast(monkeypatch):
+    layer, x = make_layer(torch.float32), torch.randn(3, 12)
+    builds = count_builds(layer, monkeypatch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run(layer, x)
+        assert layer._cache.entry[5].dtype == torch.bfloat16
+        run(layer, x)
+    assert len(builds) == 1
+
+
+def test_edit_of_the_returned_weight(layer, x):
+    before = fill(layer, x)
+    with torch.no_grad():
+        weight = layer.weight
+        weight.zero_()
+    assert_fresh(layer, x)
+    assert_same(run(layer, x), before, 1e-12, "the output")
+    with torch.inference_mode():
+        layer.weight.mul_(2)
+    assert_same(run(layer, x), before, 1e-12, "the output")
+
+
+def test_unseen_write_needs_clear_cache(layer, x):
+    """The documented limit: a write through ``.data`` in the middle of evaluation."""
+    model = nn.Sequential(nn.Identity(), layer)
+    before = fill(layer, x)
+    layer.parametrization.blocks.data.mul_(2)
+    assert_same(run(layer, x), before, 0, "the output before clear_cache")
+    weft.clear_cache(model)
+    assert_fresh(layer, x, before)
+    for notice in (layer.eval, layer.train, lambda: layer(x), layer.clear_cache):
+        before = fill(layer.eval(), x)
+        layer.parametrization.blocks.data.mul_(2)
+        notice()
+        layer.training = False  # by attribute, so that only `notice` is seen
+        assert_fresh(layer, x, before)
+
+
+def test_layers_do_not_share_weights(x):
+    """Two kinds of layer around one member: the layouts differ."""
+    member = PHM.member((8, 12))
+    linear = weft.Linear(12, 8, parametrization=member, path="dense", dtype=torch.float64).eval()
+    conv = weft.Conv1d(12, 8, 1, parametrization=member, path="dense", dtype=torch.float64).eval()
+    fill(linear, x)
+    fill(conv, x[..., None])
+    assert linear.weight.shape == (8, 12)
+    assert conv.weight.shape == (8, 12, 1)
+    with torch.no_grad():
+        member.blocks.mul_(2)
+    assert_same(run(linear, x), truth(linear, x), 1e-11, "the linear output")
+    assert_same(run(conv, x[..., None])[..., 0], truth(conv, x), 1e-11, "the convolution")
+
+
+def test_threads():
+    """Grad mode and autocast belong to a thread, the cache to the layer."""
+    layer, x = make_layer(torch.float32), torch.randn(3, 12)
+    want = run(layer, x)
+    problems = []
+
+    def work(kind):
+        try:
+            for _ in range(150):
+                if kind == "bf16":
+                    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+                        y = layer(x)
+                    assert y.dtype == torch.bfloat16
+                    assert_same(y, want, 0.05)
+                elif kind == "gradients":
+                    y = layer(x)
+                    assert y.requires_grad
+                    assert_same(y, want, 1e-6)
+                elif kind == "clear":
+                    layer.clear_cache()
+                else:
+                    y = run(layer, x)
+                    assert y.dtype == torch.float32
+                    assert not y.requires_grad
+                    assert_same(y, want, 1e-6)
+        except BaseException as problem:  # noqa: BLE001, told to the main thread
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work, args=(kind,)) for kind in ("plain", "plain", "bf16", "gradients", "clear")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+
+
+def test_optimizers_are_watched_only_once_something_is_cached(monkeypatch):
+    monkeypatch.setattr(cache, "_watching", False)
+    registered = []
+    monkeypatch.setattr(cache, "register_optimizer_step_post_hook", registered.append)
+    layer, x = make_layer(), torch.randn(3, 12, dtype=torch.float64)
+    layer(x)
+    assert not registered
+    fill(layer, x)
+    fill(make_layer(), x)
+    assert len(registered) == 1
+
+
+def test_tensor_subclasses_and_missing_sources_are_not_cached(x):
+    class Tagged(torch.Tensor):
+        pass
+
+    layer = make_layer()
+    data = layer.parametrization.blocks.detach()
+    layer.parametrization._parameters["blocks"] = data.as_subclass(Tagged)
+    run(layer, x)
+    assert layer._cache.entry is None
+    layer = make_layer()
+    blocks = layer.parametrization._parameters.pop("blocks")  # what FSDP1 does with its flat parameter
+    layer.parametrization.__dict__["blocks"] = blocks
+    assert_same(run(layer, x), truth(layer, x), 1e-11, "the output")
+    assert layer._cache.entry is None

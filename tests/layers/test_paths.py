@@ -1,0 +1,177 @@
+"""Which way a product runs: what ``explain`` says is what happens, and the counts are those of torch."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import weft
+from tests.cases import CASES, DENSE, LOW_RANK, PHM
+from tests.toys import CanonicalKronecker
+from weft.errors import OptionError
+from weft.layers.paths import FEW_ROWS, MANY_ROWS, Plan, machine, plan, seconds
+from weft.parametrizations import Dense, Kronecker, LowRank
+from weft.testing import Case, kinds
+
+TOY = Case("canonical", CanonicalKronecker, lambda p: p.dense().detach())
+KINDS = kinds()
+ROWS = (1, 7, 8, 127, 128, 300)
+
+
+def calls_of(layer, x, monkeypatch, times=3):
+    """How often a few forward passes call linear, dense and stages of the parametrization."""
+    counts = dict.fromkeys(("linear", "dense", "stages"), 0)
+
+    def counted(name):
+        method = getattr(type(layer.parametrization), name)
+
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return method(layer.parametrization, *args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in counts:
+            patch.setattr(layer.parametrization, name, counted(name), raising=False)
+        for _ in range(times):
+            layer(x)
+    return counts
+
+
+def assert_explained(layer, x, monkeypatch):
+    explanation = layer.explain(x)
+    counts = calls_of(layer, x, monkeypatch)
+    factors = max(counts["linear"], counts["stages"])
+    if explanation.path == "factored":
+        assert (factors, counts["dense"]) == (3, 0), f"{explanation}\n{counts}"
+    else:
+        dense = {"dense": 3, "cached": 1}[explanation.path]
+        assert (factors, counts["dense"]) == (0, dense), f"{explanation}\n{counts}"
+    return explanation.path
+
+
+@pytest.mark.parametrize("path", ["auto", "factored", "dense"])
+@pytest.mark.parametrize("kind", [KINDS["Linear"], KINDS["Conv2d"], KINDS["ConvTranspose1d"]], ids=repr)
+@pytest.mark.parametrize("case", [*CASES, TOY], ids=repr)
+def test_explained_path_is_the_one_that_runs(case, kind, path, monkeypatch):
+    seen = set()
+    for training, gradients, frozen in ((True, True, False), (False, True, False), (False, False, False), (False, True, True)):
+        for rows in ROWS[:: 1 if kind.cls is weft.Linear else 2]:
+            layer = kind.layer(case, path=path).train(training).requires_grad_(not frozen)
+            with torch.set_grad_enabled(gradients):
+                seen.add(assert_explained(layer, kind.example(case, rows), monkeypatch))
+    if path == "dense" and case is not DENSE:
+        assert seen == {"dense", "cached"}
+    if path == "factored" and case in {True: CASES, False: (DENSE, LOW_RANK, TOY)}[kind.cls is weft.Linear]:
+        assert seen == {"factored"}
+
+
+def test_explain_computes_nothing_and_leaves_the_cache(monkeypatch):
+    layer, x = weft.PHMLinear(8, 8, path="dense").eval(), torch.randn(300, 8)
+    with torch.no_grad():
+        layer(x)
+        entry = layer._cache.entry
+        monkeypatch.setattr(layer.parametrization, "dense", None)
+        layer.explain(x)
+        assert layer._cache.entry is entry
+
+
+@pytest.mark.parametrize("path", ["factored", "dense"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_multiply_adds_are_those_that_torch_counts(case, training, path):
+    for kind in (KINDS["Linear"], KINDS["Conv1d"], KINDS["Conv2d"]):
+        for rows in (1, 5):
+            layer, x = kind.layer(case, path=path, bias=False).train(training), kind.example(case, rows)
+            with torch.no_grad():
+                layer(x)  # fills the cache in evaluation
+                explanation = layer.explain(x)
+                with FlopCounterMode(display=False) as counter:
+                    layer(x)
+                with FlopCounterMode(display=False) as plain_counter:
+                    layer.fold()(x)
+            got = explanation.macs
+            if explanation.path == "cached":  # the counter is a dispatch mode, under which the cache is bypassed
+                got += layer.parametrization.build_cost()
+            assert got == counter.get_total_flops() / 2, explanation
+            assert explanation.dense_macs == explanation.rows * layer.weight.numel()
+            folded = plain_counter.get_total_flops() / 2 - layer.parametrization.build_cost()
+            assert explanation.dense_macs == folded or layer.parametrization.build_cost() == 0
+
+
+def test_explanation_is_a_readable_table():
+    text = str(weft.Linear(100, 50, parametrization="low_rank", rank=4).explain(torch.randn(30, 100)))
+    for part in ("factored", "30", "18,000", "150,000", "multiply-adds", "predicted"):
+        assert part in text
+
+
+def test_reason_is_given():
+    x = torch.randn(2, 8, 5, 5)
+    assert "asked for" in weft.PHConv2d(8, 8, 3, path="dense").explain(x).why
+    assert "no factored product" in weft.PHConv2d(8, 8, 3).explain(x).why
+    with torch.no_grad():
+        assert "built once and kept" in weft.PHConv2d(8, 8, 3).eval().explain(x).why
+    assert "fastest for 2 rows" in weft.Linear(512, 512, parametrization="low_rank", rank=2).explain(torch.randn(2, 512)).why
+
+
+# ---------------------------------------------------------------- the model of the machine
+
+
+def test_low_rank_of_a_large_matrix_always_wins():
+    for way in ("dense", "cached"):
+        member = LowRank((4096, 4096), rank=204, device="meta")
+        assert plan(member, way, torch.device("cpu"), 4) == Plan(True, True, True)
+
+
+def test_full_rank_of_a_large_matrix_never_wins():
+    member = LowRank((2048, 2048), rank=2048, device="meta")
+    assert plan(member, "cached", torch.device("cpu"), 4) == Plan(False, False, False)
+
+
+def test_all_layers_share_two_thresholds():
+    answers = {}
+    for rows in range(1, 400):
+        answers.setdefault(Plan("few", "some", "many").factored(rows), []).append(rows)
+    assert (answers["few"][-1], answers["some"][0]) == (FEW_ROWS - 1, FEW_ROWS)
+    assert (answers["some"][-1], answers["many"][0]) == (MANY_ROWS - 1, MANY_ROWS)
+
+
+def test_predicted_times_grow_with_work():
+    cpu = torch.device("cpu")
+    for member in (Dense((512, 512)), LowRank((512, 512), rank=64), Kronecker((512, 512), n=4)):
+        for way in ("factored", "dense", "cached"):
+            times = [seconds(member, rows, way, cpu, 4) for rows in (1, 64, 4096)]
+            assert times == sorted(times)
+            assert seconds(member, 64, way, cpu, 4, floor_s=1e-5) > times[1]
+            assert seconds(member, 64, way, cpu, 8) >= times[1]
+    member = Kronecker((512, 512), n=4)
+    assert seconds(member, 64, "dense", cpu, 4) > seconds(member, 64, "cached", cpu, 4)
+    assert machine(torch.device("cuda")).macs_per_s > machine(cpu).macs_per_s
+
+
+def test_plan_follows_the_device_and_the_dtype():
+    layer = weft.Linear(512, 512, parametrization="low_rank", rank=200)
+    calls = []
+    original = layer._replan
+    layer.__dict__["_replan"] = lambda: calls.append(1) or original()
+    layer.to(torch.bfloat16)
+    assert calls
+
+
+@pytest.mark.parametrize("argument", ["path", "init"])
+def test_unknown_choices_are_refused_with_the_nearest(argument):
+    misspelt = {"path": "factord", "init": "glorott"}[argument]
+    with pytest.raises(OptionError, match=f"{argument} must be one of .*; did you mean '{misspelt[:5]}"):
+        weft.Linear(8, 8, parametrization="dense", **{argument: misspelt})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*deprecated")
+@pytest.mark.parametrize("case", [DENSE, LOW_RANK, PHM], ids=repr)
+def test_export_path_of_the_record_is_taken_under_tracing(case, monkeypatch):
+    layer, x = KINDS["Linear"].layer(case).eval(), KINDS["Linear"].example(case)
+    taken = []
+    for name in ("linear", "dense"):
+        method = getattr(layer.parametrization, name)
+        monkeypatch.setattr(layer.parametrization, name, lambda *a, m=method, n=name: taken.append(n) or m(*a), raising=False)
+    torch.jit.trace(layer, x, check_trace=False)
+    assert ("linear" in taken) == (case.record.export_path == "factored")  # torch itself reads .weight, so dense() too

@@ -1,0 +1,103 @@
+"""Records, names and options."""
+
+import dataclasses
+
+import pytest
+
+import weft
+from tests.toys import CanonicalKronecker
+from weft.errors import OptionError, UnknownNameError, nearest_name
+from weft.parametrizations import Dense, LowRank, check_options, families, family, make, record_of, register, registry
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", dict(families()))
+
+
+def record(**changes):
+    return dataclasses.replace(family("low_rank"), **changes)
+
+
+def test_families_are_listed_and_read_only():
+    assert set(families()) >= {"dense", "kronecker", "low_rank"}
+    assert weft.families() == families()
+    with pytest.raises(TypeError):
+        families()["mine"] = family("dense")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        family("dense").name = "other"
+
+
+def test_every_record_is_complete():
+    for name, facts in families().items():
+        assert facts.name == name == facts.cls.family
+        for text in (facts.title, facts.summary, facts.advice, facts.source, facts.parameters, facts.cost):
+            assert text.strip()
+        assert facts.sized_by == "share" or facts.sized_by in facts.options
+        assert facts.launches >= 1
+        assert 0 < facts.efficiency <= 1
+        assert facts.export_path in ("factored", "dense")
+
+
+def test_unknown_family_is_refused_with_the_nearest():
+    for call in (family, lambda name: make(name, (4, 4)), lambda name: check_options(name, {})):
+        with pytest.raises(UnknownNameError, match="one of dense, .*got 'lowrank'; did you mean 'low_rank'"):
+            call("lowrank")
+    with pytest.raises(UnknownNameError, match="got None"):
+        family(None)
+    with pytest.raises(UnknownNameError, match=r"got \['dense'\]"):
+        family(["dense"])
+
+
+def test_unknown_option_lists_what_there_is():
+    with pytest.raises(OptionError, match=r"'low_rank' has no option 'ranks' \(it takes: share, rank\); did you mean 'rank'"):
+        check_options("low_rank", {"ranks": 3})
+    with pytest.raises(OptionError, match=r"'kronecker' has no option 'q' \(it takes: n, algebra\)$"):
+        make("kronecker", (4, 4), q=2)
+    assert check_options("low_rank", {"rank": 3, "dtype": None}) is family("low_rank")
+
+
+def test_make_passes_common_arguments():
+    member = make("low_rank", (4, 6), rank=2, positions=3, variance=0.5, device="meta")
+    assert (member.positions, member.variance, member.left.is_meta) == (3, 0.5, True)
+    member = make("low_rank", (40, 60), share=0.5, positions=3, variance=0.5, device="meta")
+    assert (member.positions, member.variance, member.left.is_meta, member.rank) == (3, 0.5, True, 12)
+    assert make("dense", (4, 6), share=None).share == 1
+
+
+def test_record_of_a_member():
+    assert record_of(LowRank((4, 4), rank=1)) is family("low_rank")
+    assert record_of(CanonicalKronecker((4, 4))) is None
+
+    class Impostor(CanonicalKronecker):
+        family = "dense"
+
+    assert record_of(Impostor((4, 4))) is None
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_bad_records_are_refused():
+    class Mine(LowRank):
+        family = "mine"
+
+        def __init__(self, shape, *, rank=1, twist=2, **common):
+            super().__init__(shape, rank=rank, **common)
+
+    with pytest.raises(OptionError, match="new and in lower case, got 'Mine'"):
+        register(record(name="Mine", cls=Mine))
+    with pytest.raises(OptionError, match="new and in lower case, got 'dense'"):
+        register(record(name="dense", cls=Dense))
+    with pytest.raises(OptionError, match="Mine.family must be 'other', got 'mine'"):
+        register(record(name="other", cls=Mine))
+    with pytest.raises(OptionError, match=r"options \['rank', 'twist'\], got \['rank'\]"):
+        register(record(name="mine", cls=Mine))
+    assert "mine" not in families()
+    good = record(name="mine", cls=Mine, options={"rank": "rank", "twist": "twist"})
+    assert register(good) is good
+    assert weft.families()["mine"] is good
+    assert make("mine", (4, 4), rank=2).rank == 2
+
+
+def test_nearest_name():
+    assert nearest_name("kroneker", ["dense", "kronecker"]) == "; did you mean 'kronecker'?"
+    assert nearest_name("xyz", ["dense", "kronecker"]) == ""

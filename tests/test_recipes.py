@@ -1,0 +1,80 @@
+"""Every shipped recipe, through the command line: checked, then run for two steps, tiny."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
+
+from weft.cli.main import main
+
+# Lightning's command line runs on jsonargparse's older interface, which says so whenever it is built.
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
+# What makes a run tiny.
+TINY_WIDTHS = {"weft.models.SmallCNN": "[4,4,8]", "weft.models.CifarResNet": "[4,4,8]"}
+TINY = [
+    "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1",
+    "--data.batch_size=4", "--data.eval_batch_size=4",
+    "--data.val_share=0.25",  # at least one of each class
+]  # fmt: skip
+# The sources that recipes name, as the hub lays them out: image column, shape of an image.
+SOURCES = {"fashion_mnist": ("image", (28, 28)), "cifar10": ("img", (32, 32, 3))}
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """Folders named and laid out as the real ones, with 40 pictures of noise each."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WEFT_DATA", str(tmp_path))
+    noise = np.random.default_rng(0)
+    for name, (column, shape) in SOURCES.items():
+        (tmp_path / name).mkdir()
+        features = Features({column: Image(), "label": ClassLabel(num_classes=10)})
+        for split in ("train", "test"):
+            pictures = [Picture.fromarray(noise.integers(0, 256, shape, dtype=np.uint8)) for _ in range(40)]
+            rows = {column: pictures, "label": [i % 10 for i in range(40)]}
+            Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name / f"{split}-00000-of-00001.parquet")
+
+
+def test_all_recipes_were_found():
+    assert len(RECIPES) == 4, "a recipe was added or lost: change the number here together with the recipes"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_has_no_unknown_keys(recipe, capsys):
+    assert main(["check", str(recipe)]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_header_says_what_how_where_and_with_what_result(recipe):
+    header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    for word in ("Reproduces:", f"Command:    weft fit --config recipes/{recipe.name}", "Machine:", "Time:", "Result:"):
+        assert any(line.startswith(f"# {word}") for line in header), word
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_trains_and_tests(recipe, tmp_path, data_folder, capsys):
+    content = yaml.safe_load(recipe.read_text())
+    widths = TINY_WIDTHS[content["model"]["model"]["class_path"]]
+    arguments = [
+        "--config",
+        str(recipe),
+        "--run_dir",
+        str(tmp_path / "run"),
+        *TINY,
+        f"--model.model.init_args.widths={widths}",
+    ]
+    assert main(["fit", *arguments]) == 0, capsys.readouterr().err
+    assert main(["test", *arguments]) == 0, capsys.readouterr().err
+    rows = (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    columns = rows[0].split(",")
+    assert {"loss", "train/loss", "train/acc", "val/loss", "val/acc"} <= set(columns)
+    steps = [float(row.split(",")[columns.index("loss")]) for row in rows[1:] if row.split(",")[columns.index("loss")]]
+    assert len(steps) == 2
+    assert all(0 < loss < 100 for loss in steps)
