@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tests.cases import CASES, LOW_RANK
 from torch import nn
 
 import weft
-from tests.cases import CASES, LOW_RANK
 from weft.parametrizations import LowRank, registry
 from weft.testing import Case, checks, oracles, parametrize_with_contract
 from weft.testing.state import evaluate
@@ -154,7 +154,11 @@ def sloppy_case(monkeypatch, cls, **changes):
     """A case of a registered family whose class is ``cls``; the registry is put back after the test."""
     monkeypatch.setattr(registry, "_FAMILIES", {n: r for n, r in weft.families().items() if n != "sloppy"})
     low_rank = weft.families()["low_rank"]
-    record = {name: getattr(low_rank, name) for name in low_rank.__dataclass_fields__} | {"name": "sloppy", "cls": cls} | changes
+    record = (
+        {name: getattr(low_rank, name) for name in low_rank.__dataclass_fields__}
+        | {"name": "sloppy", "cls": cls}
+        | changes
+    )
     weft.parametrizations.register(weft.parametrizations.Family(**record))
     return Case(cls.__name__, cls, lambda p: oracles.product_of_two(p.left, p.right))
 

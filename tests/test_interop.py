@@ -1,13 +1,14 @@
 """Every family in every layer passes the interoperability protocol; so do whole models of them."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from tests.cases import CASES, PHM
 from torch import nn
 
 import weft
-from tests.cases import CASES, PHM
 from weft.testing import assert_same, interoperability_checks, kinds, parametrize_with_interoperability
 from weft.testing.exports import compiles_in_one_graph
 from weft.testing.parallel import check_data_parallel
@@ -35,7 +36,7 @@ def deep_model(**options):
     """Twelve layers of different widths, so that each would have thresholds of its own."""
     widths = [16, 24, 32, 40, 64, 96, 128, 160, 192, 224, 256, 64, 8]
     layers = []
-    for i, (wide, narrow) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (wide, narrow) in enumerate(itertools.pairwise(widths)):
         family = {"parametrization": "low_rank", "share": 0.5} if i % 2 else {"parametrization": "kronecker", "n": 4}
         layers.append(weft.Linear(wide, narrow, **family, **options))
     return nn.Sequential(*layers)
@@ -57,7 +58,9 @@ def test_twelve_layers_stay_within_the_recompile_limit(training):
 
 
 def test_two_processes_train_like_one():
-    layers = [module for case in CASES for module in (KINDS["Linear"].layer(case), nn.Linear(8, 12).double(), nn.Tanh())]
+    layers = [
+        module for case in CASES for module in (KINDS["Linear"].layer(case), nn.Linear(8, 12).double(), nn.Tanh())
+    ]
     image = [nn.Unflatten(1, (12, 1, 1)), KINDS["ConvTranspose2d"].layer(PHM), nn.Tanh()]
     model = nn.Sequential(*layers, *image, nn.Flatten(), nn.Linear(16, 4).double())
     check_data_parallel(model, torch.randn(8, 12, dtype=torch.float64))

@@ -19,7 +19,17 @@ NAMES = {
     *("convert", "approximate", "fold", "verify", "summary", "parameter_groups", "clear_cache", "families"),
     *("Parametrization", "WeftError", "parametrizations"),
 }
-HEAVY = ("lightning", "pytorch_lightning", "matplotlib", "scipy", "datasets", "pandas", "onnx", "onnxruntime", "onnxscript")
+HEAVY = (
+    "lightning",
+    "pytorch_lightning",
+    "matplotlib",
+    "scipy",
+    "datasets",
+    "pandas",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+)
 HEAVY += ("sklearn", "kornia", "torchmetrics", "tensorboard", "jsonargparse", "rich", "pytest", "hypothesis", "PIL")
 
 
@@ -65,7 +75,11 @@ def test_importing_weft_brings_nothing_heavy():
     assert not [name for name in torchs if name.startswith(("torch._dynamo", "torch._inductor", "torch.onnx"))], torchs
     foreign = {name.split(".")[0] for name in added} - {"weft", "torch", *sys.stdlib_module_names}
     assert not foreign
-    assert not [name for name in added if name.startswith(("weft.models", "weft.train", "weft.data", "weft.cli", "weft.testing"))]
+    assert not [
+        name
+        for name in added
+        if name.startswith(("weft.models", "weft.train", "weft.data", "weft.cli", "weft.testing"))
+    ]
 
 
 def test_importing_weft_changes_nothing_global():
@@ -73,9 +87,9 @@ def test_importing_weft_changes_nothing_global():
 import json, random, warnings, numpy, torch
 from torch.optim import optimizer
 def state():
-    return [repr(random.getstate()), repr(numpy.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads(),
-            str(torch.get_default_dtype()), torch.is_grad_enabled(), len(optimizer._global_optimizer_post_hooks),
-            len(warnings.filters), torch.are_deterministic_algorithms_enabled()]
+    return [repr(random.getstate()), repr(numpy.random.get_state()), torch.get_rng_state().tolist(),
+            torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled(),
+            len(optimizer._global_optimizer_post_hooks), len(warnings.filters), torch.are_deterministic_algorithms_enabled()]
 before = state()
 import weft
 print(json.dumps(state() == before))

@@ -1,5 +1,6 @@
 """Every shipped recipe, through the command line: checked, then run for two steps, tiny."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def test_header_says_what_how_where_and_with_what_result(recipe):
     header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     for word in ("Reproduces:", f"Command:    weft fit --config recipes/{recipe.name}", "Machine:", "Time:", "Result:"):
         assert any(line.startswith(f"# {word}") for line in header), word
+    assert any(re.search(r"^# Result: .*accuracy 0\.\d+", line) for line in header), "the result is a number"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

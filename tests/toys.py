@@ -22,7 +22,7 @@ class CanonicalKronecker(Parametrization):
             nn.init.normal_(parameter)
 
     def dense(self):
-        (rank, n), (_, rows, columns) = self.in_mix.shape, self.blocks.shape
+        n, (_, rows, columns) = self.in_mix.shape[1], self.blocks.shape
         blocks = torch.einsum("pr,roc,rq->poqc", self.out_mix, self.blocks, self.in_mix)
         return blocks.reshape(n * rows, n * columns)
 

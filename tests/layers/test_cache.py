@@ -6,13 +6,13 @@ import threading
 
 import pytest
 import torch
+from tests.cases import PHM
+from tests.toys import Nested
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import weft
-from tests.cases import PHM
-from tests.toys import Nested
 from weft.layers import cache
 from weft.testing import assert_same, oracles
 

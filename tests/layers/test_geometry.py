@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.cases import DENSE, LOW_RANK, PHM, QUATERNION
+from tests.toys import CanonicalKronecker
 from torch import nn
 
 import weft
-from tests.cases import DENSE, LOW_RANK, PHM, QUATERNION
-from tests.toys import CanonicalKronecker
 from weft.testing import Case, assert_same, oracles
 
 TOY = Case("canonical", CanonicalKronecker, lambda p: p.dense().detach())
@@ -177,10 +177,22 @@ def test_linear(case, path, shape, lead, bias):
 @pytest.mark.parametrize("arguments", [{}, {"stride": 2, "padding": 1}, {"groups": 2, "bias": False, "dilation": 2}])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_attributes_are_those_of_torch(dims, arguments):
-    for cls, more in ((FORWARD[dims], {"padding_mode": "reflect"}), (TRANSPOSED[dims], {"output_padding": 1, "stride": 2})):
+    for cls, more in (
+        (FORWARD[dims], {"padding_mode": "reflect"}),
+        (TRANSPOSED[dims], {"output_padding": 1, "stride": 2}),
+    ):
         layer = cls(8, 4, 3, **{**arguments, **more}, parametrization="low_rank", rank=2)
         plain = cls.torch_class(8, 4, 3, **{**arguments, **more})
-        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+        names = [
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        ]
         for name in [*names, "output_padding", "transposed", "training"]:
             assert getattr(layer, name) == getattr(plain, name), name
         assert layer.weight.shape == plain.weight.shape

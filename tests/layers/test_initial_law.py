@@ -1,4 +1,4 @@
-"""Fresh layers have the variance of the layers of torch that they replace, measured, and He's or Glorot's by argument."""
+"""Fresh layers have the variance of the layers of torch that they replace, and He's or Glorot's by argument."""
 
 import pytest
 import torch
@@ -59,7 +59,9 @@ def drawn(layer, tensor):
 @pytest.mark.parametrize("kind", GEOMETRIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_variance_is_that_of_torchs_layer(family, kind):
-    assert measured(drawn(build(kind, family), "weight")) == pytest.approx(measured(drawn(plain(kind), "weight")), rel=0.05)
+    assert measured(drawn(build(kind, family), "weight")) == pytest.approx(
+        measured(drawn(plain(kind), "weight")), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("kind", ["Linear", "Conv2d", "ConvTranspose2d"])

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tests.cases import QUATERNION
 from torch import nn
 
 import weft
-from tests.cases import QUATERNION
 from weft.errors import FitError, OptionError, SizeError
 from weft.parametrizations import Kronecker, LowRank, multiplication_table
 from weft.testing import assert_same, oracles
@@ -71,7 +71,13 @@ def test_phc_convolution_is_the_sum_over_components():
 
 def test_names_take_the_arguments_of_torch_in_their_order():
     layer = weft.PHConv2d(8, 4, 3, 2, 1, 1, 2, False, "circular", n=2)
-    assert (layer.stride, layer.padding, layer.groups, layer.bias, layer.padding_mode) == ((2, 2), (1, 1), 2, None, "circular")
+    assert (layer.stride, layer.padding, layer.groups, layer.bias, layer.padding_mode) == (
+        (2, 2),
+        (1, 1),
+        2,
+        None,
+        "circular",
+    )
     assert weft.QuaternionLinear(8, 4, False, dtype=torch.float64).weight.dtype == torch.float64
 
 

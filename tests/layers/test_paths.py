@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.cases import CASES, DENSE, LOW_RANK, PHM
+from tests.toys import CanonicalKronecker
 from torch.utils.flop_counter import FlopCounterMode
 
 import weft
-from tests.cases import CASES, DENSE, LOW_RANK, PHM
-from tests.toys import CanonicalKronecker
 from weft.errors import OptionError
 from weft.layers.paths import FEW_ROWS, MANY_ROWS, Plan, machine, plan, seconds
 from weft.parametrizations import Dense, Kronecker, LowRank
@@ -55,7 +55,12 @@ def assert_explained(layer, x, monkeypatch):
 @pytest.mark.parametrize("case", [*CASES, TOY], ids=repr)
 def test_explained_path_is_the_one_that_runs(case, kind, path, monkeypatch):
     seen = set()
-    for training, gradients, frozen in ((True, True, False), (False, True, False), (False, False, False), (False, True, True)):
+    for training, gradients, frozen in (
+        (True, True, False),
+        (False, True, False),
+        (False, False, False),
+        (False, True, True),
+    ):
         for rows in ROWS[:: 1 if kind.cls is weft.Linear else 2]:
             layer = kind.layer(case, path=path).train(training).requires_grad_(not frozen)
             with torch.set_grad_enabled(gradients):
@@ -111,7 +116,10 @@ def test_reason_is_given():
     assert "no factored product" in weft.PHConv2d(8, 8, 3).explain(x).why
     with torch.no_grad():
         assert "built once and kept" in weft.PHConv2d(8, 8, 3).eval().explain(x).why
-    assert "fastest for 2 rows" in weft.Linear(512, 512, parametrization="low_rank", rank=2).explain(torch.randn(2, 512)).why
+    assert (
+        "fastest for 2 rows"
+        in weft.Linear(512, 512, parametrization="low_rank", rank=2).explain(torch.randn(2, 512)).why
+    )
 
 
 # ---------------------------------------------------------------- the model of the machine
@@ -172,6 +180,8 @@ def test_export_path_of_the_record_is_taken_under_tracing(case, monkeypatch):
     taken = []
     for name in ("linear", "dense"):
         method = getattr(layer.parametrization, name)
-        monkeypatch.setattr(layer.parametrization, name, lambda *a, m=method, n=name: taken.append(n) or m(*a), raising=False)
+        monkeypatch.setattr(
+            layer.parametrization, name, lambda *a, m=method, n=name: taken.append(n) or m(*a), raising=False
+        )
     torch.jit.trace(layer, x, check_trace=False)
     assert ("linear" in taken) == (case.record.export_path == "factored")  # torch itself reads .weight, so dense() too

@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
+from tests.cases import CASES, LOW_RANK, PHM
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import weft
-from tests.cases import CASES, LOW_RANK, PHM
 from weft.errors import FitError, FoldError, OptionError, SizeError
 from weft.parametrizations import LowRank
 from weft.testing import assert_same, kinds
@@ -150,11 +150,11 @@ def test_plain_checkpoint_on_the_meta_device_says_what_to_do():
 
 def test_incomplete_and_foreign_checkpoints_are_loud():
     layer = weft.Linear(4, 4, parametrization="low_rank", rank=2)
-    with pytest.raises(RuntimeError, match="Missing key.*bias"), pytest.warns(UserWarning, match=FITTED):
+    with pytest.raises(RuntimeError, match=r"Missing key.*bias"), pytest.warns(UserWarning, match=FITTED):
         layer.load_state_dict({"weight": torch.randn(4, 4)})
-    with pytest.raises(RuntimeError, match="size mismatch for parametrization.left"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for parametrization.left"):
         layer.load_state_dict(weft.Linear(4, 4, parametrization="low_rank", rank=3).state_dict())
-    with pytest.raises(RuntimeError, match="Unexpected key.*weight"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*weight"):
         layer.load_state_dict({**layer.state_dict(), "weight": torch.randn(4, 4)})
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tests.toys import CanonicalKronecker
+
 from weft.errors import FitError, OptionError
 from weft.parametrizations import Dense, Kronecker, LowRank, Parametrization
 from weft.parametrizations.base import relative_error, smallest_share
@@ -22,12 +22,14 @@ def test_everything_else_follows_from_them():
     member = CanonicalKronecker((4, 6), dtype=torch.float64)
     x, bias = torch.randn(5, 6, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     assert_same(member.linear(x, bias), x @ member.dense().T + bias, 1e-12, "the product")
-    assert member.build_cost() == 24  # at least one operation per entry, so that layers know there is something to cache
+    assert (
+        member.build_cost() == 24
+    )  # at least one operation per entry, so that layers know there is something to cache
     assert member.cost(10) == 24 + 240
     assert member.variance == 1 / 18
-    with pytest.raises(FitError, match="CanonicalKronecker.*has_fit"):
+    with pytest.raises(FitError, match=r"CanonicalKronecker.*has_fit"):
         member.fit_(torch.randn(4, 6))
-    with pytest.raises(OptionError, match="CanonicalKronecker.*no size option"):
+    with pytest.raises(OptionError, match=r"CanonicalKronecker.*no size option"):
         CanonicalKronecker.within((4, 6), 0.5)
     assert Parametrization.stages(member) is None
 

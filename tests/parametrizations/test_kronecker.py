@@ -63,7 +63,10 @@ def test_quaternion_layer_of_one_number_is_hamiltons_product(p, q):
     with torch.no_grad():
         member.blocks.copy_(torch.tensor(p, dtype=torch.float64).reshape(4, 1, 1))
     want = oracles.hamilton_product(p, q)
-    for got in (member.linear(torch.tensor(q, dtype=torch.float64)), member.dense() @ torch.tensor(q, dtype=torch.float64)):
+    for got in (
+        member.linear(torch.tensor(q, dtype=torch.float64)),
+        member.dense() @ torch.tensor(q, dtype=torch.float64),
+    ):
         np.testing.assert_allclose(got.detach().numpy(), want, atol=1e-12)
 
 
@@ -124,7 +127,9 @@ def test_fixed_table_is_no_parameter_and_is_restored():
 
 def test_unknown_algebra_is_refused_with_the_nearest():
     for call in (dimension, multiplication_table, lambda name: Kronecker((8, 8), algebra=name)):
-        with pytest.raises(UnknownNameError, match="complex, quaternion.*got 'quarternion'; did you mean 'quaternion'"):
+        with pytest.raises(
+            UnknownNameError, match=r"complex, quaternion.*got 'quarternion'; did you mean 'quaternion'"
+        ):
             call("quarternion")
 
 
@@ -140,7 +145,9 @@ def rearranged_by_loops(matrix, n):
     return out
 
 
-@pytest.mark.parametrize(("shape", "n"), [((8, 12), 2), ((12, 8), 4), ((9, 15), 3), ((5, 7), 1), ((4, 4), 4), ((6, 3), 3)])
+@pytest.mark.parametrize(
+    ("shape", "n"), [((8, 12), 2), ((12, 8), 4), ((9, 15), 3), ((5, 7), 1), ((4, 4), 4), ((6, 3), 3)]
+)
 def test_fit_of_a_learned_algebra_is_van_loans_optimum(shape, n):
     target = torch.randn(shape, dtype=torch.float64)
     loops = rearranged_by_loops(target, n)
@@ -150,7 +157,9 @@ def test_fit_of_a_learned_algebra_is_van_loans_optimum(shape, n):
     singular = np.linalg.svd(loops, compute_uv=False)
     want = math.sqrt((singular[n:] ** 2).sum() / (singular**2).sum())
     assert error == pytest.approx(want, abs=1e-9)
-    assert oracles.weighted_error(oracles.sum_of_kroneckers(member.mixing, member.blocks), target) == pytest.approx(want, abs=1e-9)
+    assert oracles.weighted_error(oracles.sum_of_kroneckers(member.mixing, member.blocks), target) == pytest.approx(
+        want, abs=1e-9
+    )
 
 
 def test_fitted_algebra_has_the_scale_of_a_fresh_one():
@@ -182,6 +191,13 @@ def outputs_of_unit_blocks(mixing, shape, x):
     """A linear system: one column per number of the blocks, the outputs X W^T of the matrix in which only it is one."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     return np.stack([(x @ oracles.sum_of_kroneckers(mixing, unit).T).flatten().numpy() for unit in units], 1)
+
+
+def test_blocks_for_any_given_mixing_are_the_least_squares_solution():
+    mixing, target = torch.randn(2, 2, 2).double(), torch.randn(4, 6, dtype=torch.float64)
+    system = outputs_of_unit_blocks(mixing, (2, 2, 3), torch.eye(6, dtype=torch.float64))
+    best, *_ = np.linalg.lstsq(system, target.T.flatten().numpy(), rcond=None)
+    assert_same(best_blocks(mixing, target, None).flatten(), torch.from_numpy(best), 1e-10, "the blocks")
 
 
 @pytest.mark.parametrize("samples", [40, 5])
@@ -235,8 +251,18 @@ def test_fit_of_a_quaternion_matrix_by_a_learned_algebra_is_exact():
 @pytest.mark.parametrize(
     ("shape", "positions", "n", "match"),
     [
-        ((10, 12), 1, 4, r"out_features \(out_channels\): 4 does not divide 10; nearest sizes for n=4: 8 or 12; .*10: 1, 2, 5"),
-        ((12, 10), 1, 3, r"in_features \(in_channels\): 3 does not divide 10; nearest sizes for n=3: 9 or 12; .*10: 1, 2, 5"),
+        (
+            (10, 12),
+            1,
+            4,
+            r"out_features \(out_channels\): 4 does not divide 10; nearest sizes for n=4: 8 or 12; .*10: 1, 2, 5",
+        ),
+        (
+            (12, 10),
+            1,
+            3,
+            r"in_features \(in_channels\): 3 does not divide 10; nearest sizes for n=3: 9 or 12; .*10: 1, 2, 5",
+        ),
         ((8, 18), 9, 4, r"in_channels\): 4 does not divide 2; nearest sizes for n=4: 4;"),  # 4 divides neither 2 nor 18
         ((8, 12), 2, 4, r"in_channels\): 4 does not divide 6"),  # 4 divides 12, but would cut the kernel of a channel
     ],

@@ -8,6 +8,7 @@ import scipy.linalg
 import scipy.optimize
 import torch
 
+from weft.errors import BudgetError
 from weft.parametrizations import LowRank, make
 from weft.parametrizations.low_rank import nearest_low_rank
 from weft.testing import assert_same, oracles
@@ -95,6 +96,12 @@ def test_within_is_the_largest_rank_of_the_budget(shape, share):
     rank = make("low_rank", shape, share=share).rank
     assert rank * sum(shape) <= budget
     assert rank == min(shape) or (rank + 1) * sum(shape) > budget
+
+
+def test_impossible_budget_names_no_share():
+    with pytest.raises(BudgetError, match="no share works: use 'dense'") as caught:
+        make("low_rank", (1, 5), share=0.9)
+    assert caught.value.smallest_share is None
 
 
 def test_initial_factors_share_the_scale():

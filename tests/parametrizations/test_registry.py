@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
+from tests.toys import CanonicalKronecker
 
 import weft
-from tests.toys import CanonicalKronecker
 from weft.errors import OptionError, UnknownNameError, nearest_name
 from weft.parametrizations import Dense, LowRank, check_options, families, family, make, record_of, register, registry
 
@@ -41,7 +41,7 @@ def test_every_record_is_complete():
 
 def test_unknown_family_is_refused_with_the_nearest():
     for call in (family, lambda name: make(name, (4, 4)), lambda name: check_options(name, {})):
-        with pytest.raises(UnknownNameError, match="one of dense, .*got 'lowrank'; did you mean 'low_rank'"):
+        with pytest.raises(UnknownNameError, match=r"one of dense, .*got 'lowrank'; did you mean 'low_rank'"):
             call("lowrank")
     with pytest.raises(UnknownNameError, match="got None"):
         family(None)
@@ -50,7 +50,9 @@ def test_unknown_family_is_refused_with_the_nearest():
 
 
 def test_unknown_option_lists_what_there_is():
-    with pytest.raises(OptionError, match=r"'low_rank' has no option 'ranks' \(it takes: share, rank\); did you mean 'rank'"):
+    with pytest.raises(
+        OptionError, match=r"'low_rank' has no option 'ranks' \(it takes: share, rank\); did you mean 'rank'"
+    ):
         check_options("low_rank", {"ranks": 3})
     with pytest.raises(OptionError, match=r"'kronecker' has no option 'q' \(it takes: n, algebra\)$"):
         make("kronecker", (4, 4), q=2)
@@ -87,7 +89,7 @@ def test_bad_records_are_refused():
         register(record(name="Mine", cls=Mine))
     with pytest.raises(OptionError, match="new and in lower case, got 'dense'"):
         register(record(name="dense", cls=Dense))
-    with pytest.raises(OptionError, match="Mine.family must be 'other', got 'mine'"):
+    with pytest.raises(OptionError, match=r"Mine.family must be 'other', got 'mine'"):
         register(record(name="other", cls=Mine))
     with pytest.raises(OptionError, match=r"options \['rank', 'twist'\], got \['rank'\]"):
         register(record(name="mine", cls=Mine))

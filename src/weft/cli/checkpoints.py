@@ -36,7 +36,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Interruptible(Callback):
-    """Ctrl-C and SIGTERM stop a run between two steps, with ``last.ckpt`` written; a second one stops it at once.
+    """Ctrl-C and SIGTERM stop a run between two steps, with ``last.ckpt`` written; a second Ctrl-C stops it at once.
 
     Lightning's own handler would break off in the middle of a step, or of a validation that a resumed run then skips.
     A signal that comes while validating saves at once and stops when the validation is done.
@@ -62,31 +62,32 @@ class Interruptible(Callback):
     ) -> None:
         validates_next = trainer.val_check_batch and (batch_idx + 1) % trainer.val_check_batch == 0
         if not (trainer.is_last_batch or validates_next):
-            self._stop()
+            self._stop(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if self._signal is not None and not trainer.sanity_checking:
+        # one process only: several would have to agree in every validation batch before they may save together
+        if self._signal is not None and trainer.world_size == 1 and not (self._saved or trainer.sanity_checking):
+            self._saved = True
             for writer in trainer.checkpoint_callbacks:
-                if isinstance(writer, Last) and not self._saved:
+                if isinstance(writer, Last):
                     trainer.save_checkpoint(writer.path)
-                    self._saved = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_last_batch:
-            self._stop()
+        if not (trainer.is_last_batch or trainer.sanity_checking):
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
+        self._stop(trainer)
 
     def _note(self, signum: int, frame: types.FrameType | None) -> None:
-        if self._signal is not None:
+        if self._signal is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signum
         self.by_hand = signum == signal.SIGINT
 
-    def _stop(self) -> None:
-        """Hand a noted signal to Lightning, which leaves in order as soon as this step or epoch is accounted for."""
-        if self._signal is not None:
+    def _stop(self, trainer: Trainer) -> None:
+        """Hand a noted signal to Lightning, in all processes alike; it leaves when this step or epoch is accounted for."""
+        if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False) and self._before:
             self._before[signal.SIGTERM](signal.SIGTERM, None)
 
 

@@ -176,7 +176,9 @@ def _check_family(args: Mapping[str, Any], extra: Mapping[str, Any], key: str) -
         _add(parser, record.cls, skip=set(COMMON) | (record.options.keys() - {option}))
         faults += _check_value(parser, option, options[option], f"{key}.options.{option}")
     share = options.get("share")
-    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+    if share is not None and record.sized_by != "share":
+        faults.append(f"{key}.options.share: family {name!r} is not sized by share, but by {record.sized_by!r}")
+    elif share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
         faults.append(f"{key}.options.share: must be in (0, 1], got {share!r}")
     return sorted(faults)
 
@@ -218,12 +220,13 @@ def explain(text: str, value: Any) -> str:
             locate(named[1])
         except OptionError as error:
             return str(error)
-    union, single = re.search(r"Subtypes: \[(.*)\]", text), re.search(r"Expected an? (.*?)\. Got value", text)
+    union, single = re.search(r"Subtypes: \[(.*)\]", text), re.search(r"Expected an? (.*?)\. Got value: (.*)", text)
     if not (union or single):
         return " ".join(text.partition(":\n")[2].split()) or text
     wanted = (union or single)[1]  # type: ignore[index]
     choices = re.findall(r"'([\w.-]+)'", re.sub(r"<class '.*?'>", "", wanted))
     wanted = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", wanted).replace("NoneType", "null").replace("typing.", "")
     wanted = re.sub(r"\b(?:[a-z_]\w*\.)+(\w+)", r"\1", wanted)
-    nearest = nearest_name(value, choices) if isinstance(value, str) else ""
-    return f"expected {wanted.replace('Literal', 'one of ')}, got {value!r}{nearest}"
+    inner = single[2] if single else str(value)
+    got = repr(value) if inner == str(value) else f"{inner!r} in {value!r}"
+    return f"expected {wanted.replace('Literal', 'one of ')}, got {got}{nearest_name(inner, choices)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ class SaveConfig(SaveConfigCallback):
         if stage == FIT:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             path = runs.numbered(self.run_dir / "config.yaml")
-            self.parser.save(self.config, path, skip_none=False, multifile=False)
+            self.parser.save(self.config, path, multifile=False)
 
 
 class CLI(LightningCLI):
@@ -86,6 +87,7 @@ class CLI(LightningCLI):
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # Classifier.load_from_checkpoint(path, model=...) stays possible
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -253,6 +255,11 @@ def run(command: str, argv: list[str]) -> int:
         CLI(command, argv, recipe, stop)
     except MisconfigurationException as error:
         raise OptionError(str(error)) from error
+    except pickle.UnpicklingError as error:
+        raise OptionError(
+            "the checkpoint is damaged, or holds more than tensors and numbers, which could run code when it is "
+            "loaded; if you trust it, allow it with --weights_only=false"
+        ) from error
     except SIGTERMException:
         resume = " ".join(["weft", command, *argv, *([] if "--ckpt_path" in argv else ["--ckpt_path", "last"])])
         print(f"weft: stopped after the step it was in; go on with: {resume}", file=sys.stderr)

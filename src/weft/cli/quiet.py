@@ -8,6 +8,8 @@ import warnings
 MESSAGES = (
     ".*does not have many workers",  # the images lie in memory
     ".*LeafSpec",  # torch's own, met inside Lightning
+    r"(?s).*(JsonargparseDeprecationWarning|was deprecated in v4\.49)",  # how Lightning calls jsonargparse
+    "torch.distributed.nn.functional.all_gather is deprecated",  # how Lightning gathers
     "LightningCLI's args parameter",
     "Checkpoint directory .* exists and is not empty",  # a resumed run
     "The number of training batches .* is smaller than the logging interval",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.data.batches import Batches
+from weft.data.normalising import Normaliser, given_statistics, make_augmentation, pixel_statistics
 from weft.data.sources import load, resolve
 from weft.errors import OptionError
 
@@ -96,7 +97,7 @@ class ImageData(pl.LightningDataModule):
         self._given = None if mean is None or std is None else (list(mean), list(std))
         self._train_val: tuple[Batch, Batch, list[str]] | None = None
         self._test: Batch | None = None
-        self._scale: Tensor | None = None
+        self._normaliser: Normaliser | None = None
         self._augment: nn.Module | None = None
         self._train_loader: Batches | None = None
         self._resumed: dict[str, int] = {}
@@ -127,12 +128,12 @@ class ImageData(pl.LightningDataModule):
     @property
     def mean(self) -> Tensor:
         """Mean per channel of pixels in [0, 1] that is subtracted."""
-        return self._normalisation()[0].flatten()
+        return self._get_normaliser().mean
 
     @property
     def std(self) -> Tensor:
         """Standard deviation per channel of pixels in [0, 1] that is divided by."""
-        return self._normalisation()[1].flatten()
+        return self._get_normaliser().std
 
     # ------------------------------------------------------------------ what Lightning calls
 
@@ -146,16 +147,11 @@ class ImageData(pl.LightningDataModule):
         Args:
             stage: "fit", "validate", "test", "predict", or None for all.
         """
-        self._normalisation()  # also for testing: images are normalised as in training
+        self._get_normaliser()  # also for testing: images are normalised as in training
         if stage in ("test", "predict", None):
             self._test_set()
-        padded = [self.crop_padding] if self.crop_padding else []
-        if padded or self.flip or self.augmentations:
-            import kornia.augmentation as K  # takes a second and a half to import, so only where it is used
-
-            crop = [K.RandomCrop(self.image_size, padding=pad, cropping_mode="slice") for pad in padded]
-            flip = [K.RandomHorizontalFlip(p=0.5)] if self.flip else []
-            self._augment = nn.Sequential(*crop, *flip, *self.augmentations)
+        if stage in ("fit", None):
+            self._augment = make_augmentation(self.image_size, self.crop_padding, self.flip, self.augmentations)
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of the training images, in another order every epoch.
@@ -233,10 +229,7 @@ class ImageData(pl.LightningDataModule):
         floats = images.float() / 255
         if augment and self._augment is not None:
             floats = self._augment(floats)
-        scale = self._normalisation()
-        if scale.device != floats.device:
-            self._scale = scale = scale.to(floats.device)
-        return (floats - scale[0]) / scale[1]
+        return self._get_normaliser()(floats)
 
     def state_dict(self) -> dict[str, Any]:
         """The seed of the training order and the place in it, for checkpoints.
@@ -294,24 +287,10 @@ class ImageData(pl.LightningDataModule):
             self._train_val = (images[train], labels[train]), (images[val], labels[val]), names
         return self._train_val
 
-    def _normalisation(self) -> Tensor:
-        """(2, 1, channels, 1, 1): mean and standard deviation."""
-        if self._scale is None:
-            channels = self.in_channels
-            if self._given is None:
-                images = self._split()[0][0]
-                # From counts of the 256 values: exact whatever the number of pixels, and no float copy of the images.
-                counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
-                share, value = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
-                mean = share @ value
-                std = (share @ value.square() - mean.square()).clamp(min=0).sqrt().clamp(min=1e-3)
-                scale = torch.stack([mean, std])
-            else:
-                if {len(v) for v in self._given} != {channels} or min(self._given[1]) <= 0:
-                    raise OptionError(
-                        f"mean and std need {channels} numbers each, one per channel, std above 0; "
-                        f"got mean={self._given[0]}, std={self._given[1]}"
-                    )
-                scale = torch.tensor(self._given)
-            self._scale = scale.float().reshape(2, 1, channels, 1, 1)
-        return self._scale
+    def _get_normaliser(self) -> Normaliser:
+        if self._normaliser is None:
+            images = self._split()[0][0]
+            given = self._given
+            statistics = given_statistics(*given, images.shape[1]) if given is not None else pixel_statistics(images)
+            self._normaliser = Normaliser(statistics)
+        return self._normaliser

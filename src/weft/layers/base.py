@@ -70,14 +70,24 @@ class Layer(nn.Module, abc.ABC):
         if isinstance(parametrization, Parametrization):
             if options or init != "default":
                 names = ", ".join([*options, *(["init"] if init != "default" else [])])
-                raise OptionError(f"parametrization is already built, so these options have no effect: {names}; drop them")
+                raise OptionError(
+                    f"parametrization is already built, so these options have no effect: {names}; drop them"
+                )
             if parametrization.shape != matrix_shape:
                 raise SizeError(f"parametrization must have the shape {matrix_shape}, got {parametrization.shape}")
         else:
             if taken := {"positions", "variance"} & set(options):
-                raise OptionError(f"{', '.join(sorted(taken))} follows from the geometry and init= of the layer; drop it")
+                raise OptionError(
+                    f"{', '.join(sorted(taken))} follows from the geometry and init= of the layer; drop it"
+                )
             parametrization = make(
-                parametrization, matrix_shape, positions=positions, variance=variance, device=device, dtype=dtype, **options
+                parametrization,
+                matrix_shape,
+                positions=positions,
+                variance=variance,
+                device=device,
+                dtype=dtype,
+                **options,
             )
         self.path = path
         self._cache = WeightCache()
@@ -182,7 +192,11 @@ class Layer(nn.Module, abc.ABC):
         cached = not self.training and self._caches and not wants_gradients
         factored = self._uses_factors(x)
         path = "factored" if factored else "cached" if cached else "dense"
-        limit = "" if self._has_factors or self.path == "dense" else f"{type(self.parametrization).__name__} has no factored product for this geometry; "
+        limit = (
+            ""
+            if self._has_factors or self.path == "dense"
+            else f"{type(self.parametrization).__name__} has no factored product for this geometry; "
+        )
         if self.path != "auto":
             why = limit + f"path={self.path!r} was asked for"
         elif factored:
@@ -252,13 +266,15 @@ class Layer(nn.Module, abc.ABC):
         """
         if in_transform():
             raise FoldError(
-                "fold was called inside torch.func.vmap, grad or another transform, where the weight is not one tensor; "
-                "fold the layer before the transform"
+                "fold was called inside torch.func.vmap, grad or another transform, where the weight is not one "
+                "tensor; fold the layer before the transform"
             )
         plain = self.torch_class(**self._arguments(), device="meta")
         with plain_arithmetic(next(self.parameters()).device.type):
             weight = self._build_weight().detach().clone(memory_format=torch.contiguous_format)
-            plain.weight = nn.Parameter(weight, requires_grad=any(p.requires_grad for p in self.parametrization.parameters()))
+            plain.weight = nn.Parameter(
+                weight, requires_grad=any(p.requires_grad for p in self.parametrization.parameters())
+            )
             if self.bias is not None:
                 plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return plain.train(self.training)
@@ -327,11 +343,14 @@ class Layer(nn.Module, abc.ABC):
                     raise SizeError(f"it must have the shape {tuple(wanted)}, got {tuple(weight.shape)}")
                 error = fitted.fit_(self._to_matrix(weight))
             except (ValueError, RuntimeError) as problem:
-                error_msgs.append(f"{prefix}weight of a plain layer cannot be loaded into {type(self).__name__}: {problem}")
+                error_msgs.append(
+                    f"{prefix}weight of a plain layer cannot be loaded into {type(self).__name__}: {problem}"
+                )
                 state_dict.update(self.state_dict(prefix=prefix))
             else:
                 warnings.warn(
-                    f"{prefix}weight of a plain layer was fitted by family {fitted.family!r}: relative error {error:.3g}",
+                    f"{prefix}weight of a plain layer was fitted by family {fitted.family!r}: "
+                    f"relative error {error:.3g}",
                     stacklevel=2,
                 )
                 self.parametrization.fit_error = error
@@ -353,7 +372,9 @@ _READ_ONLY = (
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise OptionError(f"{argument} must be one of {', '.join(choices)}; got {value!r}{nearest_name(str(value), choices)}")
+        raise OptionError(
+            f"{argument} must be one of {', '.join(choices)}; got {value!r}{nearest_name(str(value), choices)}"
+        )
 
 
 def clear_cache(model: nn.Module) -> None:

@@ -166,7 +166,9 @@ class WeightCache:
         return weight
 
 
-def _sources(module: nn.Module) -> tuple[list[tuple[dict[str, Any], str, Tensor]], list[tuple[dict[str, Any], str, Any]]]:
+def _sources(
+    module: nn.Module,
+) -> tuple[list[tuple[dict[str, Any], str, Tensor]], list[tuple[dict[str, Any], str, Any]]]:
     """Every tensor and every child that the matrix may depend on, with the dictionary that names it."""
     tensors = [
         (names, name, tensor)

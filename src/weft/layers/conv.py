@@ -24,7 +24,16 @@ from weft.parametrizations import Parametrization, Stage
 
 Size = int | tuple[int, ...]
 
-_SHARED_ARGUMENTS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_SHARED_ARGUMENTS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
 
 
 class _Conv(Layer):
@@ -109,7 +118,7 @@ class _Conv(Layer):
     def _factored(self, x: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         stages = self._modules["parametrization"].stages()
         spatial = self._spatial_stage(stages)
-        assert stages is not None and spatial is not None, "the factored path was chosen without stages"  # noqa: PT018
+        assert stages is not None and spatial is not None, "the factored path was chosen without stages"
         positions, last = math.prod(self.kernel_size), len(stages) - 1
         for index, (matrix, inner) in enumerate(stages):
             stage_bias = bias if index == last else None
@@ -256,7 +265,9 @@ class _Transposed(_Conv):
         output_padding = nn.modules.conv._ConvTransposeNd._output_padding(
             self, x, output_size, self.stride, self.padding, self.kernel_size, self._dims, self.dilation
         )
-        return _TRANSPOSED[self._dims](x, weight, bias, self.stride, self.padding, output_padding, groups, self.dilation)
+        return _TRANSPOSED[self._dims](
+            x, weight, bias, self.stride, self.padding, output_padding, groups, self.dilation
+        )
 
     def _to_weight(self, matrix: Tensor) -> Tensor:
         groups, positions = self.groups, math.prod(self.kernel_size)

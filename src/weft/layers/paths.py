@@ -111,9 +111,7 @@ def seconds(
 _MARGIN = 0.9
 
 
-def plan(
-    parametrization: Parametrization, way: str, device: torch.device, itemsize: int, floor_s: float = 0.0
-) -> Plan:
+def plan(parametrization: Parametrization, way: str, device: torch.device, itemsize: int, floor_s: float = 0.0) -> Plan:
     """Compare the factored product with a dense one, in each range of rows.
 
     Args:
@@ -161,14 +159,21 @@ class Explanation:
         return (
             f"path          {self.path}: {self.why}\n"
             f"rows          {self.rows}\n"
-            f"multiply-adds {self.macs:,} (plain layer {self.dense_macs:,}; ratio {self.macs / max(self.dense_macs, 1):.3g})\n"
+            f"multiply-adds {self.macs:,} (plain layer {self.dense_macs:,}; "
+            f"ratio {self.macs / max(self.dense_macs, 1):.3g})\n"
             f"weight bytes  {self.weight_bytes:,}\n"
             f"predicted     {times}"
         )
 
 
 def explain(
-    parametrization: Parametrization, path: str, why: str, rows: int, device: torch.device, itemsize: int, floor_s: float
+    parametrization: Parametrization,
+    path: str,
+    why: str,
+    rows: int,
+    device: torch.device,
+    itemsize: int,
+    floor_s: float,
 ) -> Explanation:
     """Put the facts about one call together.
 

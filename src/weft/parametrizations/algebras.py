@@ -50,7 +50,8 @@ def dimension(name: str) -> int:
     except (KeyError, TypeError):
         names = ", ".join(_PRODUCTS)
         raise UnknownNameError(
-            f"algebra must be one of {names}, or None for a learned one; got {name!r}{nearest_name(str(name), _PRODUCTS)}"
+            f"algebra must be one of {names}, or None for a learned one; "
+            f"got {name!r}{nearest_name(str(name), _PRODUCTS)}"
         ) from None
 
 

@@ -131,7 +131,9 @@ def best_mixing(blocks: Tensor, target: Tensor, gram: Tensor) -> Tensor:
 def _solve(normal: Tensor, right: Tensor) -> Tensor:
     """Least-norm solution of positive semidefinite normal equations; a tiny ridge stands in for lost directions."""
     ridge = normal.diagonal().mean().clamp(min=torch.finfo(normal.dtype).tiny) * torch.finfo(normal.dtype).eps * 10
-    factor, info = torch.linalg.cholesky_ex(normal + ridge * torch.eye(len(normal), dtype=normal.dtype, device=normal.device))
+    factor, info = torch.linalg.cholesky_ex(
+        normal + ridge * torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+    )
     return torch.cholesky_solve(right, factor) if int(info) == 0 else torch.linalg.pinv(normal, hermitian=True) @ right
 
 
@@ -296,7 +298,7 @@ register(
         cls=Kronecker,
         title="Sum of Kronecker products (PHM, PHC, quaternion)",
         summary="n Kronecker products of a small mixing matrix and a block, with a learned or a fixed algebra.",
-        advice="1/n of the numbers at full rank; for channels in groups of n that belong together. No fewer multiply-adds.",
+        advice="1/n of the numbers at full rank; for channels in groups of n that belong together; as many operations.",
         source="Zhang et al. 2021, https://arxiv.org/abs/2102.08597; Grassucci et al. 2022, https://arxiv.org/abs/2110.04176",
         options={
             "n": "dimension of the algebra; divides out and the input channels; default 4",

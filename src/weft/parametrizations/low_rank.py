@@ -70,7 +70,8 @@ class LowRank(Parametrization):
         left (O, R), right (R, I); both take weight decay.
 
     Initial law:
-        right is uniform with variance 1/(3 I), as an nn.Linear; left is uniform with variance 3 I/R times the wanted one.
+        right is uniform with variance 1/(3 I), as an nn.Linear; left is uniform with variance 3 I/R times the wanted
+        one.
 
     Cost:
         R*(O + I) numbers; R*(O + I) multiply-adds per row.
@@ -104,7 +105,9 @@ class LowRank(Parametrization):
         if rank is None:
             raise OptionError("family 'low_rank' needs a size: give rank=1..min(out, in), or share in (0, 1]")
         if not 1 <= rank <= min(self.shape):
-            raise OptionError(f"rank must be in 1..min(out, in) = 1..{min(self.shape)} for shape {self.shape}, got {rank}")
+            raise OptionError(
+                f"rank must be in 1..min(out, in) = 1..{min(self.shape)} for shape {self.shape}, got {rank}"
+            )
         self.rank = int(rank)
         self.left = nn.Parameter(torch.empty((self.shape[0], self.rank), device=device, dtype=dtype))
         self.right = nn.Parameter(torch.empty((self.rank, self.shape[1]), device=device, dtype=dtype))
@@ -145,7 +148,9 @@ class LowRank(Parametrization):
         if rank < 1:
             least = smallest_share(sum(shape), shape)
             remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
-            raise BudgetError(f"share is too small for 'low_rank' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None)
+            raise BudgetError(
+                f"share is too small for 'low_rank' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None
+            )
         return {"rank": rank}
 
     def extra_repr(self) -> str:
@@ -158,7 +163,7 @@ register(
         cls=LowRank,
         title="Low rank",
         summary="A product of two thin matrices.",
-        advice="First choice for shrinking a trained layer: the nearest member is exact, and it is faster at any batch size.",
+        advice="First choice for shrinking a trained layer: the nearest member is exact, and faster at any batch size.",
         source="Eckart and Young 1936; Denil et al. 2013, https://arxiv.org/abs/1306.0543",
         options={"rank": "inner size R of the product, 1..min(out, in); or give share"},
         parameters="rank*(out + in)",

@@ -84,7 +84,9 @@ def register(record: Family) -> Family:
     arguments = inspect.signature(record.cls).parameters.values()
     options = {argument.name for argument in arguments if argument.kind != argument.VAR_KEYWORD} - COMMON
     if options != set(record.options):
-        raise OptionError(f"record of {record.name!r} must list the options {sorted(options)}, got {sorted(record.options)}")
+        raise OptionError(
+            f"record of {record.name!r} must list the options {sorted(options)}, got {sorted(record.options)}"
+        )
     _FAMILIES[record.name] = record
     return record
 
@@ -119,7 +121,9 @@ def family(name: str) -> Family:
         return _FAMILIES[name]
     except (KeyError, TypeError):
         names = ", ".join(_FAMILIES)
-        raise UnknownNameError(f"parametrization must be one of {names}; got {name!r}{nearest_name(str(name), _FAMILIES)}") from None
+        raise UnknownNameError(
+            f"parametrization must be one of {names}; got {name!r}{nearest_name(str(name), _FAMILIES)}"
+        ) from None
 
 
 def record_of(parametrization: Parametrization) -> Family | None:
@@ -154,7 +158,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> Family:
     for option in options:
         if option not in known:
             takes = ", ".join(["share"] * (record.sized_by == "share") + list(record.options)) or "none"
-            raise OptionError(f"family {name!r} has no option {option!r} (it takes: {takes}){nearest_name(option, known)}")
+            raise OptionError(
+                f"family {name!r} has no option {option!r} (it takes: {takes}){nearest_name(option, known)}"
+            )
     return record
 
 

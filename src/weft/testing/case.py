@@ -74,7 +74,8 @@ class Case:
         record = record_of(member)
         if record is None:
             raise UnknownNameError(
-                f"{type(member).__name__} must be registered before it can be tested: weft.parametrizations.register(Family(...))"
+                f"{type(member).__name__} must be registered before it can be tested: "
+                f"weft.parametrizations.register(Family(...))"
             )
         return record
 

@@ -1,10 +1,10 @@
 """The contract that every family passes, as named checks.
 
-    from weft.testing import Case, parametrize_with_contract
+from weft.testing import Case, parametrize_with_contract
 
-    @parametrize_with_contract([Case("rank 3", make_rank_3, my_slow_dense)])
-    def test_contract(case, check):
-        check(case)
+@parametrize_with_contract([Case("rank 3", make_rank_3, my_slow_dense)])
+def test_contract(case, check):
+    check(case)
 """
 
 from __future__ import annotations

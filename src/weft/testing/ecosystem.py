@@ -7,6 +7,7 @@ import gc
 import pickle
 import warnings
 import weakref
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -109,14 +110,16 @@ def meta_device(case: Case, kind: Kind) -> None:
 
 
 def autocast_bfloat16(case: Case, kind: Kind) -> None:
-    """Under autocast the output is bf16 in both modes and on every path, gradients stay fp32, and leaving it restores fp32."""
+    """Under autocast the output is bf16 in both modes and on every path, gradients stay fp32; outside all is fp32."""
     for path in ("auto", "factored", "dense"):
         layer, x = kind.layer(case, dtype=torch.float32, path=path), kind.example(case, dtype=torch.float32)
         full = evaluate(layer, x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             low = evaluate(layer, x)
             trained = layer.train()(x)
-        assert low.dtype == trained.dtype == torch.bfloat16, f"autocast gives {low.dtype} and {trained.dtype}, path {path}"
+        assert low.dtype == trained.dtype == torch.bfloat16, (
+            f"autocast gives {low.dtype} and {trained.dtype}, path {path}"
+        )
         assert_same(low, full, 0.05, "the output in evaluation under autocast")
         assert_same(trained, full, 0.05, "the output in training under autocast")
         for gradient in torch.autograd.grad(trained.float().sum(), list(layer.parameters())):
@@ -177,7 +180,9 @@ def double_backward(case: Case, kind: Kind) -> None:
             for parameter, direction in zip(parameters, directions, strict=True):
                 parameter.sub_(direction, alpha=sign * step)
     want = (ends[0] - ends[1]) / (2 * step)
-    assert abs(got - want) <= 1e-5 * abs(want), f"the second derivative is {got:.6g}, finite differences give {want:.6g}"
+    assert abs(got - want) <= 1e-5 * abs(want), (
+        f"the second derivative is {got:.6g}, finite differences give {want:.6g}"
+    )
 
 
 def forward_mode(case: Case, kind: Kind) -> None:
@@ -188,7 +193,7 @@ def forward_mode(case: Case, kind: Kind) -> None:
         layer.train(mode)
         values = {name: p.detach() for name, p in layer.named_parameters()}
         tangents = {name: torch.randn_like(p) for name, p in values.items()}
-        y, slope = jvp(lambda values: functional_call(layer, values, (x,)), (values,), (tangents,))  # noqa: B023
+        y, slope, *_ = jvp(lambda values: functional_call(layer, values, (x,)), (values,), (tangents,))  # noqa: B023
         weights = torch.randn_like(y)
         backward = torch.autograd.grad(layer(x), list(layer.parameters()), weights)
         want = sum(float((g * tangents[n]).sum()) for (n, _), g in zip(layer.named_parameters(), backward, strict=True))
@@ -201,7 +206,8 @@ def channels_last(case: Case, kind: Kind) -> None:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     want, slopes = evaluate(layer, x), _gradients(layer.train(), x)
     if x.dim() in formats:
-        layer, x = layer.to(memory_format=formats[x.dim()]), x.to(memory_format=formats[x.dim()])
+        moved: Any = layer  # torch's annotations of Module.to know no memory_format
+        layer, x = moved.to(memory_format=formats[x.dim()]), x.to(memory_format=formats[x.dim()])
     else:
         x = x.transpose(0, -1).contiguous().transpose(0, -1)
     assert_same(evaluate(layer, x), want, 1e-12, "the output in another memory format")
@@ -262,7 +268,9 @@ def jit_trace(case: Case, kind: Kind) -> None:
     layer, x = kind.layer(case).eval(), kind.example(case)
     evaluate(layer, x)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch advises torch.export, which is tested too
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning
+        )  # torch advises torch.export, which is tested too
         warnings.filterwarnings("error", category=torch.jit.TracerWarning)
         traced = torch.jit.trace(layer, x)
     for rows in (3, 200):

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def compiles_in_one_graph(case: Case, kind: Kind, backend: str = "aot_eager") ->
     for dynamic in (False, True):
         torch.compiler.reset()
         layer = kind.layer(case)
-        compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=backend)
+        compiled: Any = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=backend)
         parameters = list(layer.parameters())
         for rows in _BATCHES[: 3 if dynamic else 1]:
             x = kind.example(case, rows)
@@ -59,7 +60,9 @@ def compiles_in_one_graph(case: Case, kind: Kind, backend: str = "aot_eager") ->
         with torch.no_grad():
             for parameter in parameters:
                 parameter.mul_(2)
-        assert_same(evaluate(compiled, x), evaluate(layer, x), 1e-10, "the compiled output after a change of parameters")
+        assert_same(
+            evaluate(compiled, x), evaluate(layer, x), 1e-10, "the compiled output after a change of parameters"
+        )
     torch.compiler.reset()
 
 
@@ -79,7 +82,9 @@ def exports_with_any_batch(case: Case, kind: Kind) -> None:
             exported = program.module()
             for rows in (3, 2, 200) if dynamic else (3,):
                 x = kind.example(case, rows)
-                assert_same(exported(x), evaluate(layer, x), 1e-10, f"the exported output, {rows} rows, strict={strict}")
+                assert_same(
+                    exported(x), evaluate(layer, x), 1e-10, f"the exported output, {rows} rows, strict={strict}"
+                )
 
 
 def onnx_runs_the_same(case: Case, kind: Kind) -> None:

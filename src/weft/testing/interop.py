@@ -1,10 +1,10 @@
 """The interoperability protocol: what the world around torch.nn does to a layer, for every family and kind of layer.
 
-    from weft.testing import parametrize_with_interoperability
+from weft.testing import parametrize_with_interoperability
 
-    @parametrize_with_interoperability(my_cases)
-    def test_interoperability(case, kind, check):
-        check(case, kind)
+@parametrize_with_interoperability(my_cases)
+def test_interoperability(case, kind, check):
+    check(case, kind)
 """
 
 from __future__ import annotations

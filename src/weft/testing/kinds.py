@@ -30,7 +30,9 @@ class Kind:
     size: tuple[int, ...] = ()
     heavy: bool = False
 
-    def layer(self, case: Case, *, dtype: torch.dtype = torch.float64, device: str | None = None, **options: Any) -> Layer:
+    def layer(
+        self, case: Case, *, dtype: torch.dtype = torch.float64, device: str | None = None, **options: Any
+    ) -> Layer:
         """A layer of this kind with a fresh member.
 
         Args:

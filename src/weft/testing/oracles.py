@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from weft.parametrizations import Stage
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
+def _numpy(tensor: Tensor) -> Any:
     return tensor.detach().cpu().double().numpy()
 
 
@@ -128,7 +129,12 @@ def apply_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> Tensor:
     """A convolution in any number of dimensions by the definition, one kernel position after the other.
 
@@ -146,21 +152,27 @@ def convolution(
         (B, O, *size), in double precision.
     """
     kernel = weight.shape[2:]
-    data = np.pad(_numpy(x), [(0, 0), (0, 0), *((p, p) for p in padding)])
+    data: Any = np.pad(_numpy(x), [(0, 0), (0, 0), *((p, p) for p in padding)])
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     sizes = [(n - span) // s + 1 for n, span, s in zip(data.shape[2:], spans, stride, strict=True)]
+    taps = _numpy(weight)
     total = np.zeros((len(x), weight.shape[0], *sizes))
     for position in itertools.product(*map(range, kernel)):
         starts = [k * d for k, d in zip(position, dilation, strict=True)]
         window = tuple(slice(a, a + s * n, s) for a, s, n in zip(starts, stride, sizes, strict=True))
-        total += np.einsum("oc,bc...->bo...", _numpy(weight[(..., *position)]), data[(..., *window)])
+        total += np.einsum("oc,bc...->bo...", taps[(..., *position)], data[(..., *window)])
     if bias is not None:
         total += _numpy(bias).reshape(-1, *(1,) * len(sizes))
     return torch.from_numpy(total)
 
 
 def transposed_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> Tensor:
     """A transposed convolution by the definition: every input position stamps the kernel onto the output.
 
@@ -175,14 +187,14 @@ def transposed_convolution(
     Returns:
         (B, O, *size), in double precision.
     """
-    kernel, data = weight.shape[2:], _numpy(x)
+    kernel, taps, data = weight.shape[2:], _numpy(weight), _numpy(x)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     full = [(n - 1) * s + span for n, s, span in zip(x.shape[2:], stride, spans, strict=True)]
-    total = np.zeros((len(x), weight.shape[1], *full))
+    total: Any = np.zeros((len(x), weight.shape[1], *full))
     for start in itertools.product(*map(range, x.shape[2:])):
         for position in itertools.product(*map(range, kernel)):
             at = tuple(t * s + k * d for t, s, k, d in zip(start, stride, position, dilation, strict=True))
-            total[(..., *at)] += data[(..., *start)] @ _numpy(weight[(..., *position)])
+            total[(..., *at)] += data[(..., *start)] @ taps[(..., *position)]
     total = total[(..., *(slice(p, n - p) for p, n in zip(padding, full, strict=True)))]
     if bias is not None:
         total += _numpy(bias).reshape(-1, *(1,) * len(full))

@@ -7,7 +7,7 @@ import copy
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -15,14 +15,20 @@ from weft.errors import BudgetError, OptionError, SizeError
 from weft.parametrizations import Parametrization, make
 from weft.testing.case import Case, assert_same
 
-_OPERATORS = {
+_OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-_FUNCTIONS = {"log2": math.log2, "ceil": math.ceil, "floor": math.floor, "min": min, "max": max}
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "log2": math.log2,
+    "ceil": math.ceil,
+    "floor": math.floor,
+    "min": min,
+    "max": max,
+}
 
 
 def evaluate(formula: str, values: Mapping[str, float]) -> float:
@@ -54,14 +60,18 @@ def evaluate(formula: str, values: Mapping[str, float]) -> float:
                 return _OPERATORS[type(op)](value(left), value(right))
             case ast.Call(func=ast.Name(id=name), args=arguments) if name in _FUNCTIONS:
                 return _FUNCTIONS[name](*map(value, arguments))
-        raise OptionError(f"formula {formula!r} holds {ast.unparse(node)!r}, which is none of {sorted(values)} or arithmetic")
+        raise OptionError(
+            f"formula {formula!r} holds {ast.unparse(node)!r}, which is none of {sorted(values)} or arithmetic"
+        )
 
     return value(ast.parse(text, mode="eval").body)
 
 
 def _alternatives(formula: str, member: Parametrization, rows: int = 0) -> list[float]:
     """Values of a formula; one in parentheses after it, ``a (b for ...)``, is an alternative."""
-    names = [name for name in dir(member) if isinstance(getattr(type(member), name, None), property)] + list(vars(member))
+    names = [name for name in dir(member) if isinstance(getattr(type(member), name, None), property)] + list(
+        vars(member)
+    )
     values = {n: v for n in names if isinstance(v := getattr(member, n), int | float) and not isinstance(v, bool)}
     values |= {"out": member.shape[0], "in": member.shape[1], "rows": rows}
     main, _, note = formula.partition(" (")
@@ -76,10 +86,14 @@ def formulas_count_right(case: Case) -> None:
         numbers = sum(parameter.numel() for parameter in member.parameters())
         assert member.num_parameters == numbers, f"num_parameters is {member.num_parameters}, counted {numbers}"
         assert member.share == numbers / math.prod(shape), f"share is {member.share}"
-        assert numbers in _alternatives(record.parameters, member), f"stores {numbers}, the record says {record.parameters}"
+        assert numbers in _alternatives(record.parameters, member), (
+            f"stores {numbers}, the record says {record.parameters}"
+        )
         for rows in (0, 1, 7):
             wanted = _alternatives(record.cost, member, rows)
-            assert member.cost(rows) in wanted, f"cost({rows}) is {member.cost(rows)}, the record says {record.cost} = {wanted}"
+            assert member.cost(rows) in wanted, (
+                f"cost({rows}) is {member.cost(rows)}, the record says {record.cost} = {wanted}"
+            )
         assert member.build_cost() >= 0
 
 
@@ -89,7 +103,9 @@ def record_names_parameters(case: Case) -> None:
     parameters = {name for name, _ in member.named_parameters()}
     tensors = parameters | {name for name, _ in member.named_buffers()}  # what is fixed by an option is a buffer
     assert parameters <= set(record.weight_decay), f"no decay rule for {parameters - set(record.weight_decay)}"
-    assert set(record.weight_decay) | set(record.lr_multiplier) <= tensors, "the record names a parameter that is not there"
+    assert set(record.weight_decay) | set(record.lr_multiplier) <= tensors, (
+        "the record names a parameter that is not there"
+    )
     for field in (record.title, record.summary, record.advice, record.source, *record.options.values()):
         assert field.strip(), f"the record of {record.name} leaves a text empty"
 
@@ -98,7 +114,9 @@ def parameters_are_plain(case: Case) -> None:
     """Parameters are contiguous dense leaf tensors with storages of their own; the state dict holds tensors only."""
     member = case.member()
     tensors = dict(member.state_dict())
-    assert set(tensors) == {n for n, _ in [*member.named_parameters(), *member.named_buffers()]}, "hidden or extra state"
+    assert set(tensors) == {n for n, _ in [*member.named_parameters(), *member.named_buffers()]}, (
+        "hidden or extra state"
+    )
     for name, tensor in tensors.items():
         assert tensor.is_contiguous(), f"{name} is not contiguous"
         assert tensor.layout == torch.strided, f"{name} is not a plain dense tensor"
@@ -174,16 +192,17 @@ def shares_are_kept(case: Case) -> None:
     for shape in (*case.shapes, (40, 24)):
         example = case.member(shape)
         same = make(name, shape, share=min(1.0, example.share * (1 + 1e-9)))
-        assert same.num_parameters == example.num_parameters or example.share > 1, "within missed a member of the very size"
+        assert same.num_parameters == example.num_parameters or example.share > 1, (
+            "within missed a member of the very size"
+        )
         for share in (-0.1, 0.0, 1.01, math.nan):
             _refused_share(name, shape, share)
         smallest = _refused_share(name, shape, 1e-9).smallest_share
         assert smallest is not None, "too small a share names no share that works"
         member = make(name, shape, share=smallest)
         assert member.num_parameters <= int(smallest * math.prod(shape)), "the smallest share is exceeded"
-        for share in (smallest, (1 + smallest) / 2, 1.0):
-            if share < 1 and name == "dense":
-                continue
+        just_too_small = (example.num_parameters - 0.5) / math.prod(shape)
+        for share in (smallest, (1 + smallest) / 2, 1.0, min(1.0, max(smallest, just_too_small))):
             member = make(name, shape, share=share)
             assert member.num_parameters <= int(share * math.prod(shape)), f"share {share} is exceeded"
 

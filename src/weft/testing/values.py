@@ -62,7 +62,9 @@ def stages_equal_dense(case: Case) -> None:
             if stages is None:
                 continue
             identity = torch.eye(columns * positions, dtype=torch.float64)
-            assert_same(oracles.apply_stages(stages, identity).T, case.dense(member), 1e-12, "the product of the stages")
+            assert_same(
+                oracles.apply_stages(stages, identity).T, case.dense(member), 1e-12, "the product of the stages"
+            )
             first = next((i for i, stage in enumerate(stages) if stage.inner % positions), 0)
             matrix, inner = stages[first]
             assert inner == 1, f"stage {first} cuts a run of {positions} kernel positions"
@@ -127,7 +129,9 @@ def initial_law(case: Case) -> None:
             member.reset_parameters()
             draws.append(member.dense().detach().clone())
         entries = torch.stack(draws) / variance**0.5
-        assert abs(float(entries.var()) - 1) < 0.05, f"variance is {float(entries.var()):.3f} times the wanted {variance:.3g}"
+        assert abs(float(entries.var()) - 1) < 0.05, (
+            f"variance is {float(entries.var()):.3f} times the wanted {variance:.3g}"
+        )
         assert abs(float(entries.mean())) < 0.05, f"mean is {float(entries.mean()):.3f} standard deviations"
         offset = float(entries.mean(0).abs().max())
         assert offset < 6 / LAW_SEEDS**0.5, f"an entry has a mean of {offset:.3f} standard deviations"

@@ -6,6 +6,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -175,7 +176,8 @@ class Classifier(pl.LightningModule):
 
     def _log(self, stage: str, loss: Tensor, hits: Tensor) -> None:
         mean_loss, mean_hits = (cast(MeanMetric, self.means[f"{stage}_{what}"]) for what in ("loss", "acc"))
-        mean_loss.update(loss.float(), weight=len(hits))
+        # Once per sample, so that a small last batch counts for less: with "disable", torchmetrics ignores weight=.
+        mean_loss.update(loss.float().expand(len(hits)))
         mean_hits.update(hits)
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, prog_bar=stage != "train")
         self.log(f"{stage}/acc", mean_hits, on_step=False, on_epoch=True, prog_bar=True)
@@ -216,13 +218,13 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The callback that averages the weights, where ``ema_decay`` asks for it.
+        """The callback that averages the weights in training, where ``ema_decay`` asks for it.
 
         Returns:
             at most one callback.
         """
         options: Any = self.hparams
-        if options.ema_decay is None:
+        if options.ema_decay is None or self.trainer.state.fn != TrainerFn.FITTING:
             return []
         from lightning.pytorch.callbacks import EMAWeightAveraging  # since Lightning 2.6
 
@@ -257,7 +259,7 @@ class Classifier(pl.LightningModule):
         if self._resumed is None:
             return
         for name, states in self._resumed["random"].items():
-            # A run may go on with another number of processes. A copy, because torch crashes on a state inside a tensor.
+            # A run may go on with another number of processes. A copy: torch crashes on a view into a tensor.
             state = states[self.global_rank % len(states)].clone()
             if name == "cpu":
                 torch.set_rng_state(state)

@@ -26,6 +26,7 @@ from weft.train import Classifier
 
 BATCH = 64
 LATENCY_BATCH = 64
+TURNS = (100, 20)  # how often the forward pass and the training step are timed
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def _train_all(variants: list[Variant], epochs: int, seed: int, console: Console
             trained.append((variant, _train(variant, data, epochs, seed, monitor), monitor))
             progress.stop_task(bar)
     folded = [weft.fold(model, check=images) for _, model, _ in trained]
-    forward = in_turns([_forward(plain, images[:LATENCY_BATCH]) for plain in folded], rounds=100)
-    steps = in_turns([_step(model, images[:BATCH], labels[:BATCH]) for _, model, _ in trained], rounds=20)
+    forward = in_turns([_forward(plain, images[:LATENCY_BATCH]) for plain in folded], TURNS[0])
+    steps = in_turns([_step(model, images[:BATCH], labels[:BATCH]) for _, model, _ in trained], TURNS[1])
     return [
         Result(
             label=variant.label, color=variant.color, parameters=_count(model), share=_count(model) / plain_parameters,

@@ -1,0 +1,320 @@
+"""Plant faults in the library one by one; a fault that no test notices is a missing test.
+
+.venv/bin/python tests/mutants.py            every fault; exits 1 if one survives
+.venv/bin/python tests/mutants.py cache fold  those whose file or reason contains one of the words
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2
+TIMEOUT_S = 240
+# What runs for a fault in a file or a folder of the package, fastest first; a fault may name its own.
+LAYERS = "tests/layers"
+TESTS = {
+    "parametrizations": ("tests/parametrizations", "tests/test_contract.py"),
+    "layers/conv.py": (f"{LAYERS}/test_geometry.py", f"{LAYERS}/test_paths.py"),
+    "layers/cache.py": (f"{LAYERS}/test_cache.py",),
+    "layers/paths.py": (f"{LAYERS}/test_paths.py",),
+    "layers/named.py": (f"{LAYERS}/test_named.py",),
+    "layers": tuple(f"{LAYERS}/test_{part}.py" for part in ("plain", "weight", "paths", "cache", "initial_law")),
+    "surgery": ("tests/surgery",),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    file: str  # below src/weft
+    old: str  # occurs exactly once
+    new: str
+    why: str
+    tests: tuple[str, ...] = ()
+
+    def arguments(self) -> tuple[str, ...]:
+        return self.tests or TESTS.get(self.file) or TESTS[self.file.split("/", 1)[0]]
+
+
+def interop(words: str) -> tuple[str, ...]:
+    return ("tests/test_interop.py", "-k", words)
+
+
+BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
+LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
+
+FAULTS = [
+    # ------------------------------------------------------------ parametrizations
+    Fault(BASE, "1 / (3 * in_features)", "1 / in_features", "variance of Glorot instead of nn.Linear's"),
+    Fault(BASE, "or in_features % positions", "", "positions that do not divide the columns"),
+    Fault(BASE, "return math.sqrt(error / size)", "return error / size", "squared relative error"),
+    Fault(BASE, "if not torch.isfinite(target).all() or ", "if ", "NaN targets are fitted"),
+    Fault(BASE, "torch.autocast(device.type, enabled=False)", "torch.no_grad()", "fits in bf16 under autocast"),
+    Fault(BASE, "if not 0 < share <= 1:", "if not 0 < share:", "a share above 1"),
+    Fault(BASE, "int(share * shape[0] * shape[1])", "round(share * shape[0] * shape[1] + 0.5)", "budget rounded up"),
+    Fault(
+        "parametrizations/dense.py", "self.weight.copy_(target)", "self.weight.data = target", "fit aliases its target"
+    ),
+    Fault(
+        RANK,
+        "return u[:, :rank] * root, root[:, None] * vh[:rank]",
+        "return u[:, :rank] * root, vh[:rank]",
+        "scale lost",
+    ),
+    Fault(RANK, "(values.clamp(min=0) + ridge).sqrt()", "(values.clamp(min=0) + ridge)", "whitens twice"),
+    Fault(RANK, "self.shape[1] / self.rank) ** 0.5", "self.shape[1]) ** 0.5", "initial variance grows with the rank"),
+    Fault(RANK, "self.right), self.left, bias)", "self.right), self.left)", "bias forgotten by the fast product"),
+    Fault(
+        RANK, "min(budget // sum(shape), *shape)", "min((budget - 1) // sum(shape), *shape)", "not the largest member"
+    ),
+    Fault(
+        RANK, "return rows * self.rank * sum(self.shape)", "return rows * self.rank * self.shape[0]", "half the cost"
+    ),
+    Fault(RANK, "least if least <= 1 else None)", "least)", "an impossible smallest share"),
+    Fault(KRON, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
+    Fault(KRON, "self.mixing.permute(1, 2, 0)", "self.mixing.permute(2, 1, 0)", "A transposed in linear()"),
+    Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),
+    Fault(KRON, "mixing[:count] = u[:, :count].T * scale", "mixing[:count] = u[:, :count].T", "fit off by a factor"),
+    Fault(KRON, "scale = n / math.sqrt(count)", "scale = 1.0", "a fitted A has another scale than a fresh one"),
+    Fault(
+        KRON,
+        "(torch.linalg.pinv(normal, hermitian=True) @ right).reshape",
+        "(right / n).reshape",
+        "projection of an orthogonal A only",
+    ),
+    Fault(
+        KRON,
+        "_solve(normal, right).reshape(n, n, n).transpose(1, 2)",
+        "_solve(normal, right).reshape(n, n, n)",
+        "weighted A transposed",
+    ),
+    Fault(
+        KRON, "self.shape[1] // positions)\n        size", "self.shape[1])\n        size", "n cuts kernels of a channel"
+    ),
+    Fault(KRON, "self.mixing.copy_(multiplication_table(self.algebra))", "pass", "a lost table is not restored"),
+    Fault(KRON, '{"mixing": False, "blocks": True}', '{"blocks": True}', "a parameter without a decay rule"),
+    Fault(KRON, "for _ in range(sweeps):", "for _ in range(0):", "no alternation"),
+    Fault(
+        "parametrizations/algebras.py",
+        "((1, 2, 3, 4), (2, -1, 4, -3), (3, -4, -1, 2), (4, 3, -2, -1))",
+        "((1, 2, 3, 4), (2, -1, -4, 3), (3, 4, -1, -2), (4, -3, 2, -1))",
+        "right instead of left multiplication",
+    ),
+    Fault("parametrizations/registry.py", "nearest_name(option, known)", "''", "no suggestion for a misspelt option"),
+    # ------------------------------------------------------------ layers
+    Fault(
+        CONV,
+        "return blocks.transpose(1, 2).reshape(self.in_channels,",
+        "return blocks.reshape(self.in_channels,",
+        "layout of a transposed convolution",
+    ),
+    Fault(CONV, "kernel = kernel.transpose(1, 2)", "kernel = kernel.flip(-1)", "factored transposed convolution"),
+    Fault(CONV, "bias if index == last else None", "bias if index == 0 else None", "bias before the last stage"),
+    Fault(CONV, "mode=self.padding_mode), 0", "mode=self.padding_mode), self.padding", "pads twice"),
+    Fault(CONV, "if stages is None or self.groups != 1:", "if stages is None:", "stages under groups"),
+    Fault(CONV, "inner // positions if index < spatial else inner", "inner", "positions counted as channels"),
+    Fault(
+        CONV, "(size + pad - d * (k - 1) - 1) // s + 1", "(size + pad - d * (k - 1)) // s + 1", "wrong number of rows"
+    ),
+    Fault(CONV, "flatten(channels - 2, channels)", "flatten(channels - 2, channels).mul(2)", "scale of a mixing stage"),
+    Fault(LAYER, "self._bias_bound = fan_in**-0.5", "self._bias_bound = fan_in**-1", "bias too small"),
+    Fault(LAYER, '"he": 2 / fan_in', '"he": 1 / fan_in', "He's law without its factor"),
+    Fault(
+        LAYER,
+        ".detach().clone(memory_format=torch.contiguous_format)",
+        ".detach().contiguous()",
+        "folded weight is shared",
+    ),
+    Fault(LAYER, "return plain.train(self.training)", "return plain", "fold forgets the mode"),
+    Fault(
+        LAYER,
+        "with plain_arithmetic(next(self.parameters()).device.type):",
+        "with torch.no_grad():",
+        "fold under autocast in bf16",
+    ),
+    Fault(LAYER, "return layer.train(module.training)", "return layer", "from_dense forgets the mode"),
+    Fault(
+        LAYER, "if weight.shape != wanted:", "if weight.numel() != wanted.numel():", "a checkpoint of another layout"
+    ),
+    Fault(LAYER, "state_dict.update(self.state_dict(prefix=prefix))", "pass", "a failing load changes the bias"),
+    Fault(
+        LAYER,
+        'if name == "weight":\n            raise AttributeError(_READ_ONLY)\n        super().__setattr__',
+        "super().__setattr__",
+        "weight can be assigned",
+    ),
+    Fault(LAYER, "if in_transform():", "if False:", "fold inside vmap"),
+    Fault(LAYER, 'return self.path == "factored" and self._has_factors', "return False", "path='factored' is ignored"),
+    Fault(
+        LAYER,
+        "cached = not self.training and self._caches",
+        "cached = self._caches",
+        "explain promises a cache in training",
+    ),
+    Fault(LAYER, "self.parametrization.fit_error = None", "pass", "an old fit error after a reset"),
+    Fault(
+        LAYER,
+        "super()._apply(fn, recurse)\n        self.clear_cache()",
+        "super()._apply(fn, recurse)",
+        "cache kept by .to()",
+    ),
+    Fault(
+        LAYER,
+        "            if torch.compiler.is_exporting():\n                return self._export_factored\n",
+        "",
+        "export branches on rows",
+        interop("low_rank and exports or twelve"),
+    ),
+    Fault(
+        "layers/named.py",
+        '{"algebra": "quaternion"}',
+        '{"algebra": "complex"}',
+        "quaternion names of the wrong algebra",
+    ),
+    # ------------------------------------------------------------ cache
+    Fault(CACHE, "epoch == _epoch and", "", "optimizer steps that versions do not show"),
+    Fault(CACHE, "or source._version != source_version\n", "\n", "edits without gradients"),
+    Fault(CACHE, "or source.data_ptr() != address\n", "\n", "p.data = new"),
+    Fault(CACHE, "names.get(name) is not source\n                        or", "", "replaced parameters"),
+    Fault(CACHE, "if names.get(name) is not child:", "if False:", "replaced parts of a nested parametrization"),
+    Fault(CACHE, "cast is autocast and", "", "autocast switched on or off"),
+    Fault(CACHE, " and weight._version == version", "", "edits of the returned weight"),
+    Fault(CACHE, "or (grad and source.requires_grad)\n", "\n", "gradients asked for later"),
+    Fault(CACHE, "if grad and source.requires_grad:", "if False:", "no gradients in evaluation mode"),
+    Fault(CACHE, "torch._C._len_torch_dispatch_stack() == 0\n        and ", "", "a dispatch mode sees no build"),
+    Fault(CACHE, "and forward_ad._current_level < 0\n", "\n", "no tangents"),
+    Fault(CACHE, "source.is_inference() or ", "", "tensors without version counters"),
+    Fault(CACHE, "type(source) not in _PLAIN_TYPES or", "", "tensor subclasses"),
+    Fault(CACHE, " or len(tensors) != num_sources", "", "parameters taken away by FSDP1"),
+    Fault(
+        CACHE,
+        "with torch.inference_mode(False), torch.no_grad()",
+        "with torch.no_grad()",
+        "a weight made in inference mode",
+    ),
+    Fault(
+        CACHE,
+        "__deepcopy__(self, memo: dict[int, Any]) -> WeightCache:\n        return WeightCache()",
+        "__deepcopy__(self, memo: dict[int, Any]) -> WeightCache:\n        return self",
+        "copies share a cache",
+    ),
+    Fault(
+        CACHE,
+        "if cast is not None and weight.dtype != torch.float64:",
+        "if cast is not None:",
+        "double precision under autocast",
+        interop("autocast"),
+    ),
+    Fault(CACHE, "    if not _watching:", "    if True:", "a hook for every cached weight"),
+    Fault(
+        LAYER,
+        "def train(self, mode: bool = True) -> Self:\n        self.clear_cache()",
+        "def train(self, mode: bool = True) -> Self:",
+        "eval() does not forget",
+    ),
+    # ------------------------------------------------------------ paths
+    Fault(PATHS, "self.few if rows < FEW_ROWS", "self.few if rows <= FEW_ROWS", "threshold off by one"),
+    Fault(PATHS, 'built = parametrization.build_cost() if path == "dense" else 0', "built = 0", "build not counted"),
+    Fault(PATHS, "return Plan(*(all(", "return Plan(*(any(", "wins at one end of the range only"),
+    # ------------------------------------------------------------ surgery
+    Fault("surgery/fold.py", "if not moved <= rtol:", "if moved > 1e9 * rtol:", "fold does not check"),
+    Fault("surgery/fold.py", "carry_hooks(module, replacements[module])", "pass", "hooks are lost"),
+    Fault("surgery/convert.py", "if len(sharing) > 1:", "if len(sharing) > 2:", "tied weights are untied"),
+    Fault("surgery/convert.py", "if not converted:", "if False:", "nothing matched, nothing said"),
+    Fault("surgery/walk.py", "module.training = mode", "pass", "modes are not restored"),
+    Fault(
+        "surgery/groups.py",
+        "parameter.requires_grad and parameter not in seen",
+        "parameter not in seen",
+        "frozen parameters are optimised",
+    ),
+    Fault(
+        "surgery/groups.py",
+        "record.weight_decay.get(name, True) if record else True",
+        "True",
+        "decay rules of the record ignored",
+    ),
+    Fault("surgery/groups.py", "(lr * multiplier,", "(lr,", "learning-rate multipliers ignored"),
+]
+
+
+def run_tests(source: Path, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """The tests against a copy of the package, stopping at the first failure."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
+    command += [*arguments, "--deselect", "tests/test_interop.py::test_two_processes_train_like_one"]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def copy_source(folder: str) -> Path:
+    source = Path(folder, "src")
+    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+def check_copy_is_tested() -> None:
+    """The copy is what gets imported, and without a fault it passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = copy_source(folder)
+        environment = {**os.environ, "PYTHONPATH": str(source)}
+        command = [sys.executable, "-c", "import weft; print(weft.__file__)"]
+        imported = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        if not Path(imported.strip()).is_relative_to(source):
+            sys.exit(f"the tests would import {imported.strip()} and not the copy in {source}")
+        folders = sorted({argument for tests in TESTS.values() for argument in tests})  # the protocol has its own run
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for run in pool.map(lambda tests: run_tests(source, (tests,)), folders):
+                if run.returncode:
+                    sys.exit(f"the tests fail without any fault:\n{run.stdout[-3000:]}{run.stderr[-2000:]}")
+
+
+def plant(fault: Fault) -> tuple[str, str]:
+    """Try one fault: (killed, survived, misplaced or broken; the test that noticed, or a reason)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = copy_source(folder) / "weft" / fault.file
+        text = path.read_text()
+        if text.count(fault.old) != 1:
+            return "misplaced", f"the old text occurs {text.count(fault.old)} times"
+        path.write_text(text.replace(fault.old, fault.new))
+        try:
+            compile(path.read_text(), str(path), "exec")
+        except SyntaxError as error:
+            return "broken", f"not Python: {error}"
+        try:
+            run = run_tests(path.parents[2] if "/" in fault.file else path.parents[1], fault.arguments())
+        except subprocess.TimeoutExpired:
+            return "killed", f"more than {TIMEOUT_S} s"
+    failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if run.returncode == 1 and failed:
+        return "killed", failed[0].split(" ", 1)[1].split(" - ")[0].split("/", 1)[-1]
+    if run.returncode == 0:
+        return "survived", ""
+    return "broken", " ".join((failed or run.stderr.splitlines() or run.stdout.splitlines())[-1:])[:120]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    faults = [fault for fault in FAULTS if not words or any(word in f"{fault.file} {fault.why}" for word in words)]
+    start = time.monotonic()
+    check_copy_is_tested()
+    bad = 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for fault, (outcome, detail) in zip(faults, pool.map(plant, faults), strict=True):
+            bad += outcome != "killed"
+            print(f"{outcome:9}  {fault.file:32}  {fault.why:48}  {detail}", flush=True)
+    print(f"{len(faults)} faults, {len(faults) - bad} killed, {bad} not, {time.monotonic() - start:.0f} s")
+    return 1 if bad or not faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
