@@ -78,7 +78,7 @@ FAULTS = [
     Fault(
         RANK, "return rows * self.rank * sum(self.shape)", "return rows * self.rank * self.shape[0]", "half the cost"
     ),
-    Fault(RANK, "least if least <= 1 else None)", "least)", "an impossible smallest share"),
+    Fault(RANK, '{remedy}", least if least <= 1 else None', '{remedy}", least', "an impossible smallest share"),
     Fault(KRON, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
     Fault(KRON, "self.mixing.permute(1, 2, 0)", "self.mixing.permute(2, 1, 0)", "A transposed in linear()"),
     Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),
@@ -216,9 +216,9 @@ FAULTS = [
     Fault(CACHE, "    if not _watching:", "    if True:", "a hook for every cached weight"),
     Fault(
         LAYER,
-        "def train(self, mode: bool = True) -> Self:\n        self.clear_cache()",
-        "def train(self, mode: bool = True) -> Self:",
-        "eval() does not forget",
+        "self._cache.entry = None\n\n    def __delattr__",
+        "pass\n\n    def __delattr__",
+        "train() and eval() do not forget",
     ),
     # ------------------------------------------------------------ paths
     Fault(PATHS, "self.few if rows < FEW_ROWS", "self.few if rows <= FEW_ROWS", "threshold off by one"),

@@ -89,7 +89,8 @@ from torch.optim import optimizer
 def state():
     return [repr(random.getstate()), repr(numpy.random.get_state()), torch.get_rng_state().tolist(),
             torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled(),
-            len(optimizer._global_optimizer_post_hooks), len(warnings.filters), torch.are_deterministic_algorithms_enabled()]
+            len(optimizer._global_optimizer_post_hooks), len(warnings.filters),
+            torch.are_deterministic_algorithms_enabled()]
 before = state()
 import weft
 print(json.dumps(state() == before))

@@ -116,7 +116,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(capsys, step, signu
     assert fit("whole") == 0
     assert fit("parts", *stopped(step, signum, validating)) == code
     assert "--ckpt_path last" in capsys.readouterr().err
-    assert last("parts")["global_step"] == step
+    assert step <= last("parts")["global_step"] <= step + 1
     assert fit("parts", "--ckpt_path", "last") == 0
     whole, parts = last("whole"), last("parts")
     assert whole["global_step"] == parts["global_step"] == 16

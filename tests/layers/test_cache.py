@@ -1,8 +1,10 @@
 """The evaluation cache is hit, and never stale: every way in which parameters change behind its back."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -116,6 +118,16 @@ def test_nothing_is_kept_where_nothing_is_built():
     layer = weft.Linear(8, 8).eval()
     run(layer, torch.randn(2, 8))
     assert layer._cache.entry is None
+
+
+def test_moving_and_switching_modes_free_the_weight(layer, x):
+    for change in (layer.float, layer.double, layer.train, layer.eval, lambda: setattr(layer, "path", "dense")):
+        layer.eval()
+        fill(layer.double(), x)
+        weight = weakref.ref(layer._cache.entry[5])
+        change()
+        gc.collect()
+        assert weight() is None, change
 
 
 def test_cache_is_in_no_state(layer, x):
@@ -412,7 +424,7 @@ def test_unseen_write_needs_clear_cache(layer, x):
         before = fill(layer.eval(), x)
         layer.parametrization.blocks.data.mul_(2)
         notice()
-        layer.training = False  # by attribute, so that only `notice` is seen
+        vars(layer)["training"] = False  # past __setattr__, so that only `notice` is seen
         assert_fresh(layer, x, before)
 
 

@@ -1,5 +1,7 @@
 """Which way a product runs: what ``explain`` says is what happens, and the counts are those of torch."""
 
+import itertools
+
 import pytest
 import torch
 from tests.cases import CASES, DENSE, LOW_RANK, PHM
@@ -54,13 +56,8 @@ def assert_explained(layer, x, monkeypatch):
 @pytest.mark.parametrize("kind", [KINDS["Linear"], KINDS["Conv2d"], KINDS["ConvTranspose1d"]], ids=repr)
 @pytest.mark.parametrize("case", [*CASES, TOY], ids=repr)
 def test_explained_path_is_the_one_that_runs(case, kind, path, monkeypatch):
-    seen = set()
-    for training, gradients, frozen in (
-        (True, True, False),
-        (False, True, False),
-        (False, False, False),
-        (False, True, True),
-    ):
+    seen, modes = set(), itertools.product((True, False), repeat=3)
+    for training, gradients, frozen in modes:
         for rows in ROWS[:: 1 if kind.cls is weft.Linear else 2]:
             layer = kind.layer(case, path=path).train(training).requires_grad_(not frozen)
             with torch.set_grad_enabled(gradients):
@@ -112,6 +109,7 @@ def test_explanation_is_a_readable_table():
 
 def test_reason_is_given():
     x = torch.randn(2, 8, 5, 5)
+    assert "stored as it is" in weft.Linear(8, 8).explain(torch.randn(2, 8)).why
     assert "asked for" in weft.PHConv2d(8, 8, 3, path="dense").explain(x).why
     assert "no factored product" in weft.PHConv2d(8, 8, 3).explain(x).why
     with torch.no_grad():
@@ -142,6 +140,19 @@ def test_all_layers_share_two_thresholds():
         answers.setdefault(Plan("few", "some", "many").factored(rows), []).append(rows)
     assert (answers["few"][-1], answers["some"][0]) == (FEW_ROWS - 1, FEW_ROWS)
     assert (answers["some"][-1], answers["many"][0]) == (MANY_ROWS - 1, MANY_ROWS)
+
+
+def test_plan_is_factored_only_where_that_wins_at_both_ends_of_a_range():
+    cpu, disagreements = torch.device("cpu"), 0
+    members = [Kronecker((size, size), n=4) for size in (64, 256, 1024)]
+    members += [LowRank((size, size), rank=rank) for size, rank in ((128, 40), (512, 200), (1024, 450), (2048, 1000))]
+    for member, way in itertools.product(members, ("dense", "cached")):
+        for factored, ends in zip(plan(member, way, cpu, 4), ((1, 7), (8, 127), (128, 4096)), strict=True):
+            ratios = [seconds(member, rows, "factored", cpu, 4) / seconds(member, rows, way, cpu, 4) for rows in ends]
+            if max(ratios) > 1 or max(ratios) < 0.8:  # in between the choice leaves a margin for the rough model
+                assert factored == (max(ratios) < 1), (member, way, ends)
+            disagreements += min(ratios) < 0.8 and max(ratios) > 1
+    assert disagreements  # else this shows nothing about the ends
 
 
 def test_predicted_times_grow_with_work():

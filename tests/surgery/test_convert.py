@@ -61,7 +61,9 @@ def test_geometry_mode_dtype_bias_and_freezing_are_kept(net: Net) -> None:
     net.eval()
     net.head.weight.requires_grad_(False)
     converted = weft.convert(net, "low_rank", share=0.5)
-    assert converted.body.padding_mode == "circular" and converted.body.padding == "same" and converted.body.bias is None
+    assert (
+        converted.body.padding_mode == "circular" and converted.body.padding == "same" and converted.body.bias is None
+    )
     assert converted.up.stride == (2, 2) and not converted.training and not converted.up.training
     assert all(p.dtype == torch.float64 for p in converted.parameters())
     assert not any(p.requires_grad for p in converted.head.parametrization.parameters())

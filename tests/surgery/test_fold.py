@@ -123,3 +123,13 @@ def test_verify_marks_layers_that_were_not_called() -> None:
 
     both = Net()
     assert weft.verify(both, weft.fold(both), torch.randn(2, 8)).layers["idle"] is None
+
+
+def test_hooks_are_kept() -> None:
+    calls = []
+    unfolded = model()
+    unfolded[0].register_forward_hook(lambda *_: calls.append("after"))
+    unfolded[4].register_forward_pre_hook(lambda *_, **__: calls.append("before"), with_kwargs=True)
+    plain = weft.fold(unfolded)
+    plain(X)
+    assert calls == ["after", "before"]

@@ -86,7 +86,7 @@ class Interruptible(Callback):
         self.by_hand = signum == signal.SIGINT
 
     def _stop(self, trainer: Trainer) -> None:
-        """Hand a noted signal to Lightning, in all processes alike; it leaves when this step or epoch is accounted for."""
+        """Hand a noted signal to Lightning, in all processes alike; it leaves once this step or epoch is booked."""
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False) and self._before:
             self._before[signal.SIGTERM](signal.SIGTERM, None)
 

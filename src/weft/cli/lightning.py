@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -156,25 +157,12 @@ class CLI(LightningCLI):
             raise OptionError(f"checkpoint_every_n_steps must be at least 1, got {every}")
         resumed = runs.checkpoint_path(self.run_dir, chosen.ckpt_path) if chosen.ckpt_path else None
         # processes that a launcher adds find the folder as the first one has begun to fill it
-        if getattr(rank_zero_only, "rank", 0) == 0 and not chosen.trainer.fast_dev_run:
+        if _first_process() and not chosen.trainer.fast_dev_run:
             runs.claim(self.run_dir, resumed)
         return resumed
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the recipe and the command line say what the model is, not the checkpoint."""
-
-    def before_instantiate_classes(self) -> None:
-        """Give the trainer the run folder: progress bar, checkpoints, resumption."""
-        chosen = self.config[self._command]
-        callbacks: list[Any] = []
-        if chosen.trainer.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
-        if self._command == FIT:
-            callbacks.append(self._stop)
-            if chosen.trainer.enable_checkpointing is not False:
-                callbacks += checkpoints(self.run_dir, chosen.checkpoint_every_n_steps)
-        self.trainer_defaults = {"callbacks": callbacks}
-        self.save_config_kwargs = {"run_dir": self.run_dir}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer of the recipe, writing into the run folder.
@@ -186,8 +174,9 @@ class CLI(LightningCLI):
             a trainer.
         """
         given = self._get(self.config_init, "trainer")
-        plugins = given.get("plugins") or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
+        self.save_config_kwargs = {"run_dir": self.run_dir}
+        kwargs["callbacks"] = self._callbacks(_as_list(given.get("callbacks")), given)
+        kwargs["plugins"] = [*_as_list(given.get("plugins")), AtomicCheckpoints()]
         kwargs["default_root_dir"] = given.get("default_root_dir") or str(self.run_dir)
         if given.get("logger") is None and self._command == FIT:
             table = CSVLogger(self.run_dir, name="logs")
@@ -195,6 +184,17 @@ class CLI(LightningCLI):
         elif given.get("logger") is None:
             kwargs["logger"] = False
         return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, given: list[Any], trainer: Mapping[str, Any]) -> list[Any]:
+        """The recipe's callbacks and ours: progress bar, checkpoints, resumption."""
+        has_bar = any(isinstance(each, ProgressBar) for each in given)
+        bar = [] if has_bar or trainer["enable_progress_bar"] is False else [RichProgressBar()]
+        if self._command != FIT:
+            return [*given, *bar]
+        writers = checkpoints(self.run_dir, self.config[FIT].checkpoint_every_n_steps)
+        # The first: where processes agree to stop, none may yet be on the way to another collective operation, and
+        # the progress bar of the first process starts one.
+        return [self._stop, *given, *bar, *([] if trainer["enable_checkpointing"] is False else writers)]
 
     def validate(self, **kwargs: Any) -> None:
         """Validate and write the metrics beside the run.
@@ -230,6 +230,14 @@ class CLI(LightningCLI):
             print(f"written: {path}")
 
 
+def _first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
 def run(command: str, argv: list[str]) -> int:
     """Run one of Lightning's subcommands.
 
@@ -262,7 +270,8 @@ def run(command: str, argv: list[str]) -> int:
         ) from error
     except SIGTERMException:
         resume = " ".join(["weft", command, *argv, *([] if "--ckpt_path" in argv else ["--ckpt_path", "last"])])
-        print(f"weft: stopped after the step it was in; go on with: {resume}", file=sys.stderr)
+        if _first_process():
+            print(f"weft: stopped after the step it was in; go on with: {resume}", file=sys.stderr)
         return 130 if stop.by_hand else 143
     except SystemExit:  # Lightning's answer to the second Ctrl-C
         print("weft: stopped at once; --ckpt_path last goes on from the last checkpoint written", file=sys.stderr)

@@ -201,6 +201,8 @@ class Layer(nn.Module, abc.ABC):
             why = limit + f"path={self.path!r} was asked for"
         elif factored:
             why = f"predicted to be the fastest for {rows} rows on {first.device.type}"
+        elif not self._caches:
+            why = "the weight is stored as it is"
         elif cached:
             why = limit + "evaluation without gradients: the weight is built once and kept"
         else:
@@ -287,7 +289,7 @@ class Layer(nn.Module, abc.ABC):
         super().__setattr__(name, value)
         if name == "parametrization":
             self._replan()
-        if "_cache" in self.__dict__:
+        if "_cache" in self.__dict__:  # train() and eval() come by here too: they assign self.training
             self._cache.entry = None
 
     def __delattr__(self, name: str) -> None:
@@ -315,10 +317,6 @@ class Layer(nn.Module, abc.ABC):
     def _can_factor(self) -> bool:
         """Whether this layer can run the factors of its parametrization."""
         return True
-
-    def train(self, mode: bool = True) -> Self:
-        self.clear_cache()
-        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -208,7 +208,8 @@ def curves(results: list[Result], theme: Theme = LIGHT) -> bytes:
     for ax, title in ((left, "Training loss (log scale)"), (right, "Validation accuracy")):
         ax.set_title(title, loc="left", color=theme.ink, fontsize=11.5, fontweight="bold", pad=8)
         ax.set_xlabel("epoch", color=theme.ink, fontsize=10)
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.set_xlim(0.5, len(results[0].losses) + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(results)), frameon=False,
         labelcolor=theme.ink, fontsize=9,

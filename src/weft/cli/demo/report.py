@@ -50,6 +50,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .45rem 1.4rem; 
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 38rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; } }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media (max-width: 56rem) { th { white-space: nowrap; } }
 p.note { color: var(--soft); font-size: .93rem; margin: .9rem 0 0; }
 """
 
@@ -123,8 +124,8 @@ in turns.</dd>
 <dt>folded latency</dt><dd>median time of a forward pass of {batch} images after folding, all models taken in turns.
 Folding turns every variant into the same plain torch layers, so these are equal but for noise.</dd>
 <dt>max |folded - unfolded|</dt><dd>largest difference between any score of the folded model and of the trained one,
-which computes from its own parameters. Scores are of the order of 10; single precision resolves about 1e-6 of
-that.</dd>
+which computes from its own parameters; 0 where it does so by building the very matrix that folding stores. Scores
+are of the order of 10; single precision resolves about 1e-6 of that.</dd>
 </dl>
 </section>
 <section>
@@ -160,9 +161,9 @@ def highlights(results: list[Result]) -> list[tuple[str, str]]:
     near = min((r for r in results if r.accuracy >= reference.accuracy - 0.01), key=lambda r: r.parameters)
     if near.parameters < reference.parameters:
         times = f"{reference.parameters / near.parameters:.1f} x smaller"
-        who = f"than that: {near.label}, at {100 * near.accuracy:.1f} %, within one point of it"
+        who = f"and no more than one point worse: {near.label}, at {100 * near.accuracy:.1f} %"
     else:
-        times, who = "1.0 x smaller", "no smaller variant came within one point of that"
+        times, who = "1.0 x smaller", "every smaller variant is more than one point below that"
     with_size = f"test accuracy of {reference.label}, with {reference.parameters:,} parameters"
     return [
         (f"{100 * reference.accuracy:.1f} %", with_size),
