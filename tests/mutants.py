@@ -162,9 +162,9 @@ FAULTS = [
     Fault(LAYER, "self.parametrization.fit_error = None", "pass", "an old fit error after a reset"),
     Fault(
         LAYER,
-        "super()._apply(fn, recurse)\n        self.clear_cache()",
-        "super()._apply(fn, recurse)",
-        "cache kept by .to()",
+        "self._replan()  # assigns, so it forgets the cached weight too",
+        "pass",
+        "cache and plan kept by .to()",
     ),
     Fault(
         LAYER,

@@ -88,11 +88,9 @@ def test_weighted_fit_moves_the_error_where_the_inputs_are_small():
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (40, 24), (7, 100)])
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.77, 1.0])
+@pytest.mark.parametrize("share", [0.16, 0.25, 0.5, 0.77, 1.0])
 def test_within_is_the_largest_rank_of_the_budget(shape, share):
     budget = int(share * math.prod(shape))
-    if budget < sum(shape):
-        pytest.skip("no member so small")
     rank = make("low_rank", shape, share=share).rank
     assert rank * sum(shape) <= budget
     assert rank == min(shape) or (rank + 1) * sum(shape) > budget

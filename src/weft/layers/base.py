@@ -320,8 +320,7 @@ class Layer(nn.Module, abc.ABC):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.clear_cache()
-        self._replan()
+        self._replan()  # assigns, so it forgets the cached weight too
         return self
 
     def _load_from_state_dict(
