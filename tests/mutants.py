@@ -24,10 +24,12 @@ LAYERS = "tests/layers"
 TESTS = {
     "parametrizations": ("tests/parametrizations", "tests/test_contract.py"),
     "layers/conv.py": (f"{LAYERS}/test_geometry.py", f"{LAYERS}/test_paths.py"),
-    "layers/cache.py": (f"{LAYERS}/test_cache.py",),
+    "layers/cache.py": (f"{LAYERS}/test_cache_staleness.py", f"{LAYERS}/test_cache.py"),
     "layers/paths.py": (f"{LAYERS}/test_paths.py",),
     "layers/named.py": (f"{LAYERS}/test_named.py",),
-    "layers": tuple(f"{LAYERS}/test_{part}.py" for part in ("plain", "weight", "paths", "cache", "initial_law")),
+    "layers": tuple(
+        f"{LAYERS}/test_{part}.py" for part in ("plain", "weight", "paths", "cache", "cache_staleness", "initial_law")
+    ),
     "surgery": ("tests/surgery",),
 }
 

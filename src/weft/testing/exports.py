@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from weft.testing.case import Case, assert_same
-from weft.testing.ecosystem import evaluate
+from weft.testing.copies import evaluate
 from weft.testing.kinds import Kind
 
 #: Batch sizes on both sides of the thresholds of ``path="auto"``.

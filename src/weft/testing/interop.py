@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from weft.testing import ecosystem, exports
+from weft.testing import copies, exports, transforms
 from weft.testing.case import Case
 from weft.testing.contract import parametrize
 from weft.testing.kinds import Kind, kinds
@@ -37,7 +37,7 @@ def interoperability_checks(kind: Kind | None = None) -> dict[str, Interoperabil
         >>> interoperability_checks()["meta_device"].__doc__
         'Built on the meta device, every tensor is there, and shapes come out right.'
     """
-    functions = [*ecosystem.CHECKS, *(exports.CHECKS if kind is None or kind.heavy else ())]
+    functions = [*copies.CHECKS, *transforms.CHECKS, *(exports.CHECKS if kind is None or kind.heavy else ())]
     return {function.__name__: function for function in functions}
 
 
