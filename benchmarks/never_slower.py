@@ -17,7 +17,13 @@ LINEAR_MEMBERS = {
 }
 SIZES, ROWS = ((64, 64), (256, 1024), (1024, 1024), (4096, 4096)), (1, 7, 16, 127, 128, 1024)
 # in channels, out channels, kernel, side, batch
-CONVOLUTIONS = ((64, 64, 3, 32, 1), (128, 128, 3, 16, 1), (128, 128, 3, 16, 32), (256, 256, 1, 8, 32), (512, 512, 3, 4, 32))
+CONVOLUTIONS = (
+    (64, 64, 3, 32, 1),
+    (128, 128, 3, 16, 1),
+    (128, 128, 3, 16, 32),
+    (256, 256, 1, 8, 32),
+    (512, 512, 3, 4, 32),
+)
 
 
 def reached(ratio: Ratio) -> bool:
@@ -42,10 +48,8 @@ def main() -> None:
         plain = nn.Linear(in_features, out_features)
         for name, (family, options) in LINEAR_MEMBERS.items():
             layer = weft.Linear(in_features, out_features, parametrization=family, **options)
-            for count in ROWS:
-                rows.append(
-                    [f"Linear {in_features} to {out_features}", name, count, *case(plain, layer, torch.randn(count, in_features))]
-                )
+            title = f"Linear {in_features} to {out_features}"
+            rows += [[title, name, n, *case(plain, layer, torch.randn(n, in_features))] for n in ROWS]
     for channels, out_channels, kernel, side, batch in CONVOLUTIONS:
         plain = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
         for name, (family, options) in LINEAR_MEMBERS.items():
@@ -59,7 +63,8 @@ def main() -> None:
         "Evaluation, warm: speed against the plain layer",
         ["layer", "family", "rows or batch", "path", "times faster", "difference (us)", "reached"],
         rows,
-        f"Reached: at least 0.95 of the plain layer's speed, or within 3 microseconds of it. {misses} of {len(rows)} missed.",
+        "Reached: at least 0.95 of the plain layer's speed, or within 3 microseconds of it. "
+        f"{misses} of {len(rows)} missed.",
     )
 
 

@@ -1,6 +1,6 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import Dense, Kronecker, LowRank
+from weft.parametrizations import Dense, Kronecker, LowRank, QuaternionRotation
 from weft.testing import Case, oracles
 
 DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
@@ -24,4 +24,17 @@ QUATERNION = Case(
     lambda shape, **common: Kronecker(shape, algebra="quaternion", **common),
     lambda p: oracles.quaternion_matrix(p.blocks),
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION)
+RANK = Case(
+    "kronecker_rank5",
+    lambda shape, **common: Kronecker(shape, n=4, rank=5, **common),
+    lambda p: oracles.sum_of_kroneckers(
+        oracles.sum_of_outer_products(p.block_mix, p.output_mix, p.input_mix), p.blocks
+    ),
+    expected_failures={"residual_is_orthogonal": "A of a given CP rank is fitted by rounds that stop near the bottom"},
+)
+ROTATION = Case(
+    "quaternion_rotation",
+    QuaternionRotation,
+    lambda p: oracles.rotation_blocks(p.quaternions, p.scale, p.n),
+)
+CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION)

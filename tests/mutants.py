@@ -51,6 +51,7 @@ def interop(words: str) -> tuple[str, ...]:
 
 
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
+FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 
 FAULTS = [
@@ -81,34 +82,51 @@ FAULTS = [
         RANK, "return rows * self.rank * sum(self.shape)", "return rows * self.rank * self.shape[0]", "half the cost"
     ),
     Fault(RANK, '{remedy}", least if least <= 1 else None', '{remedy}", least', "an impossible smallest share"),
-    Fault(KRON, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
-    Fault(KRON, "self.mixing.permute(1, 2, 0)", "self.mixing.permute(2, 1, 0)", "A transposed in linear()"),
+    Fault(FIT, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
+    Fault(KRON, "self._mixing().permute(1, 2, 0)", "self._mixing().permute(2, 1, 0)", "A transposed in linear()"),
     Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),
-    Fault(KRON, "mixing[:count] = u[:, :count].T * scale", "mixing[:count] = u[:, :count].T", "fit off by a factor"),
-    Fault(KRON, "scale = n / math.sqrt(count)", "scale = 1.0", "a fitted A has another scale than a fresh one"),
+    Fault(FIT, "mixing[:count] = u[:, :count].T * scale", "mixing[:count] = u[:, :count].T", "fit off by a factor"),
+    Fault(FIT, "scale = n / math.sqrt(count)", "scale = 1.0", "a fitted A has another scale than a fresh one"),
     Fault(
-        KRON,
+        FIT,
         "(torch.linalg.pinv(normal, hermitian=True) @ right).reshape",
         "(right / n).reshape",
         "projection of an orthogonal A only",
     ),
     Fault(
-        KRON,
+        FIT,
         "_solve(normal, right).reshape(n, n, n).transpose(1, 2)",
         "_solve(normal, right).reshape(n, n, n)",
         "weighted A transposed",
     ),
     Fault(
-        KRON, "self.shape[1] // positions)\n        size", "self.shape[1])\n        size", "n cuts kernels of a channel"
+        KRON,
+        "self.shape[1] // positions)\n        self._constant",
+        "self.shape[1])\n        self._constant",
+        "n cuts kernels of a channel",
     ),
-    Fault(KRON, "self.mixing.copy_(multiplication_table(self.algebra))", "pass", "a lost table is not restored"),
-    Fault(KRON, '{"mixing": False, "blocks": True}', '{"blocks": True}', "a parameter without a decay rule"),
-    Fault(KRON, "for _ in range(sweeps):", "for _ in range(0):", "no alternation"),
+    Fault(KRON, "self.mixing.copy_(self._constant)", "pass", "a lost table is not restored"),
+    Fault(KRON, '"blocks": True}', "}", "a parameter without a decay rule"),
     Fault(
-        "parametrizations/algebras.py",
-        "((1, 2, 3, 4), (2, -1, 4, -3), (3, -4, -1, 2), (4, 3, -2, -1))",
-        "((1, 2, 3, 4), (2, -1, -4, 3), (3, 4, -1, -2), (4, -3, 2, -1))",
-        "right instead of left multiplication",
+        FIT,
+        "for _ in range(sweeps):\n        new_blocks",
+        "for _ in range(0):\n        new_blocks",
+        "no alternation",
+    ),
+    Fault(ALGEBRA, "if a & b & (1 << bit):", "if a & (1 << bit):", "signs of the blades"),
+    Fault(ALGEBRA, "square * torch.einsum(", "torch.einsum(", "split algebras are not split"),
+    Fault(ALGEBRA, "table.permute(0, 2, 1).reshape", "table.reshape", "fast product of the transposed table"),
+    Fault(ALGEBRA, "(table - table.permute(2, 1, 0))", "(table - table)", "every algebra commutes"),
+    Fault(ALGEBRA, "1 - cosines.square()", "1 - cosines", "distance of algebras"),
+    Fault(CP, "if gain > 0:", "if True:", "steps uphill are taken"),
+    Fault(CP, "return 5 if n == 3 else", "return", "rank of 3 x 3 x 3"),
+    Fault(KRON, "Stage(c.T.unsqueeze(0), columns)", "Stage(b.T.unsqueeze(0), columns)", "factors of A exchanged"),
+    Fault(
+        KRON,
+        "if error > LEARNED_TOLERANCE:",
+        "if error > 10:",
+        "a bad decomposition is used",
+        (f"{LAYERS}/test_stages.py",),
     ),
     Fault("parametrizations/registry.py", "nearest_name(option, known)", "''", "no suggestion for a misspelt option"),
     # ------------------------------------------------------------ layers
@@ -121,7 +139,7 @@ FAULTS = [
     Fault(CONV, "kernel = kernel.transpose(1, 2)", "kernel = kernel.flip(-1)", "factored transposed convolution"),
     Fault(CONV, "bias if index == last else None", "bias if index == 0 else None", "bias before the last stage"),
     Fault(CONV, "mode=self.padding_mode), 0", "mode=self.padding_mode), self.padding", "pads twice"),
-    Fault(CONV, "if stages is None or self.groups != 1:", "if stages is None:", "stages under groups"),
+    Fault(CONV, "if shapes is None or self.groups != 1 or", "if shapes is None or", "stages under groups"),
     Fault(CONV, "inner // positions if index < spatial else inner", "inner", "positions counted as channels"),
     Fault(
         CONV, "(size + pad - d * (k - 1) - 1) // s + 1", "(size + pad - d * (k - 1)) // s + 1", "wrong number of rows"
@@ -154,11 +172,11 @@ FAULTS = [
         "weight can be assigned",
     ),
     Fault(LAYER, "if in_transform():", "if False:", "fold inside vmap"),
-    Fault(LAYER, 'return self.path == "factored" and self._has_factors', "return False", "path='factored' is ignored"),
+    Fault(LAYER, 'if self.path != "factored" or not ways:', "if True:", "path='factored' is ignored"),
     Fault(
         LAYER,
-        "cached = not self.training and self._caches",
-        "cached = self._caches",
+        "return not self.training and self._caches and",
+        "return self._caches and",
         "explain promises a cache in training",
     ),
     Fault(LAYER, "self.parametrization.fit_error = None", "pass", "an old fit error after a reset"),
@@ -170,7 +188,7 @@ FAULTS = [
     ),
     Fault(
         LAYER,
-        "            if torch.compiler.is_exporting():\n                return self._export_factored\n",
+        "            if torch.compiler.is_exporting():\n                return self._export_way\n",
         "",
         "export branches on rows",
         interop("low_rank and exports or twelve"),
@@ -188,7 +206,7 @@ FAULTS = [
     Fault(CACHE, "names.get(name) is not source\n                        or", "", "replaced parameters"),
     Fault(CACHE, "if names.get(name) is not child:", "if False:", "replaced parts of a nested parametrization"),
     Fault(CACHE, "cast is autocast and", "", "autocast switched on or off"),
-    Fault(CACHE, " and weight._version == version", "", "edits of the returned weight"),
+    Fault(CACHE, " and _version(built) == version", "", "edits of the returned weight"),
     Fault(CACHE, "or (grad and source.requires_grad)\n", "\n", "gradients asked for later"),
     Fault(CACHE, "if grad and source.requires_grad:", "if False:", "no gradients in evaluation mode"),
     Fault(CACHE, "torch._C._len_torch_dispatch_stack() == 0\n        and ", "", "a dispatch mode sees no build"),
@@ -210,7 +228,7 @@ FAULTS = [
     ),
     Fault(
         CACHE,
-        "if cast is not None and weight.dtype != torch.float64:",
+        "if cast is not None and built.dtype != torch.float64:",
         "if cast is not None:",
         "double precision under autocast",
         interop("autocast"),
@@ -218,14 +236,28 @@ FAULTS = [
     Fault(CACHE, "    if not _watching:", "    if True:", "a hook for every cached weight"),
     Fault(
         LAYER,
-        "self._cache.entry = None\n\n    def __delattr__",
+        "self.clear_cache()\n\n    def __delattr__",
         "pass\n\n    def __delattr__",
         "train() and eval() do not forget",
     ),
     # ------------------------------------------------------------ paths
     Fault(PATHS, "self.few if rows < FEW_ROWS", "self.few if rows <= FEW_ROWS", "threshold off by one"),
-    Fault(PATHS, 'built = parametrization.build_cost() if path == "dense" else 0', "built = 0", "build not counted"),
-    Fault(PATHS, "return Plan(*(all(", "return Plan(*(any(", "wins at one end of the range only"),
+    Fault(PATHS, 'macs += parametrization.build_cost() if path == "dense" else 0', "pass", "build not counted"),
+    Fault(PATHS, "if all(a <= b", "if any(a <= b", "wins at one end of the range only"),
+    Fault(
+        LAYER,
+        "if self._sensitive and way",
+        "if False and way",
+        "stages in half precision",
+        (f"{LAYERS}/test_stages.py",),
+    ),
+    Fault(
+        LAYER,
+        "return [Stage(stage.matrix.detach(), stage.inner)",
+        "return [Stage(stage.matrix.detach() * 1.01, stage.inner)",
+        "kept stages differ from the parameters",
+        (f"{LAYERS}/test_stages.py",),
+    ),
     # ------------------------------------------------------------ surgery
     Fault("surgery/fold.py", "if not moved <= rtol:", "if moved > 1e9 * rtol:", "fold does not check"),
     Fault("surgery/fold.py", "carry_hooks(module, replacements[module])", "pass", "hooks are lost"),

@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from weft import parametrizations
+from weft import quaternion
 from weft.errors import WeftError
 from weft.layers import Conv1d
 from weft.layers import Conv2d
@@ -29,10 +30,15 @@ from weft.layers import PHMLinear
 from weft.layers import QuaternionConv1d
 from weft.layers import QuaternionConv2d
 from weft.layers import QuaternionConv3d
+from weft.layers import QuaternionConvTranspose1d
+from weft.layers import QuaternionConvTranspose2d
+from weft.layers import QuaternionConvTranspose3d
 from weft.layers import QuaternionLinear
+from weft.layers import ResidualGate
 from weft.layers import clear_cache
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
+from weft.surgery import algebra_penalty
 from weft.surgery import approximate
 from weft.surgery import convert
 from weft.surgery import fold
@@ -62,8 +68,13 @@ __all__ = [
     "QuaternionConv1d",
     "QuaternionConv2d",
     "QuaternionConv3d",
+    "QuaternionConvTranspose1d",
+    "QuaternionConvTranspose2d",
+    "QuaternionConvTranspose3d",
     "QuaternionLinear",
+    "ResidualGate",
     "WeftError",
+    "algebra_penalty",
     "approximate",
     "clear_cache",
     "convert",
@@ -71,6 +82,7 @@ __all__ = [
     "fold",
     "parameter_groups",
     "parametrizations",
+    "quaternion",
     "summary",
     "verify",
 ]

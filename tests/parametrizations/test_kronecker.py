@@ -10,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.errors import SizeError, UnknownNameError
-from weft.parametrizations import Kronecker, algebras, multiplication_table
-from weft.parametrizations.algebras import dimension
-from weft.parametrizations.kronecker import best_blocks, best_mixing, kronecker_sum, nearest_kronecker_sum, rearrange
+from weft.parametrizations import Kronecker, multiplication_table
+from weft.parametrizations.algebra import dimension
+from weft.parametrizations.kronecker_fit import (
+    best_blocks,
+    best_mixing,
+    kronecker_sum,
+    nearest_kronecker_sum,
+    rearrange,
+)
 from weft.testing import assert_same, oracles
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=50)
@@ -91,7 +97,7 @@ def test_complex_layer_is_complex_multiplication():
     np.testing.assert_allclose(got[:, :3] + 1j * got[:, 3:], want, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", algebras())
+@pytest.mark.parametrize("name", ["complex", "quaternion"])
 def test_table_is_an_associative_division_algebra_with_one(name):
     table = multiplication_table(name, dtype=torch.float64)
     n = dimension(name)
@@ -128,7 +134,7 @@ def test_fixed_table_is_no_parameter_and_is_restored():
 def test_unknown_algebra_is_refused_with_the_nearest():
     for call in (dimension, multiplication_table, lambda name: Kronecker((8, 8), algebra=name)):
         with pytest.raises(
-            UnknownNameError, match=r"complex, quaternion.*got 'quarternion'; did you mean 'quaternion'"
+            UnknownNameError, match=r"complex, .*quaternion.*got 'quarternion'; did you mean 'quaternion'"
         ):
             call("quarternion")
 

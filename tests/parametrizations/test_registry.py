@@ -54,7 +54,9 @@ def test_unknown_option_lists_what_there_is():
         OptionError, match=r"'low_rank' has no option 'ranks' \(it takes: share, rank\); did you mean 'rank'"
     ):
         check_options("low_rank", {"ranks": 3})
-    with pytest.raises(OptionError, match=r"'kronecker' has no option 'q' \(it takes: n, algebra\)$"):
+    with pytest.raises(
+        OptionError, match=r"'kronecker' has no option 'q' \(it takes: n, algebra, rank, weight_init\)$"
+    ):
         make("kronecker", (4, 4), q=2)
     assert check_options("low_rank", {"rank": 3, "dtype": None}) is family("low_rank")
 

@@ -9,7 +9,7 @@ from weft.errors import ConversionError, OptionError, UnknownNameError
 
 
 class Net(nn.Module):
-    """Every kind of thing that convert must get right: a tie, a norm, odd channel counts, a subclass, a shared weight."""
+    """What convert must get right: a tie, a norm, odd channel counts, a transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def overview() -> Table:
         ("numbers", 3),
         ("multiply-adds", 3),
     ):
-        table.add_column(heading, overflow="fold", ratio=ratio)
+        table.add_column(heading, overflow="fold", ratio=ratio, no_wrap=heading == "name")
     for name, record in families().items():
         options = ", ".join([*record.options, *(["share"] if record.sized_by == "share" else [])])
         cells = (record.summary, options, record.parameters, record.cost)

@@ -8,6 +8,7 @@ from weft.layers.conv import Conv3d
 from weft.layers.conv import ConvTranspose1d
 from weft.layers.conv import ConvTranspose2d
 from weft.layers.conv import ConvTranspose3d
+from weft.layers.gate import ResidualGate
 from weft.layers.linear import Linear
 from weft.layers.named import LRLinear
 from weft.layers.named import PHConv1d
@@ -20,6 +21,9 @@ from weft.layers.named import PHMLinear
 from weft.layers.named import QuaternionConv1d
 from weft.layers.named import QuaternionConv2d
 from weft.layers.named import QuaternionConv3d
+from weft.layers.named import QuaternionConvTranspose1d
+from weft.layers.named import QuaternionConvTranspose2d
+from weft.layers.named import QuaternionConvTranspose3d
 from weft.layers.named import QuaternionLinear
 
 __all__ = [
@@ -42,6 +46,10 @@ __all__ = [
     "QuaternionConv1d",
     "QuaternionConv2d",
     "QuaternionConv3d",
+    "QuaternionConvTranspose1d",
+    "QuaternionConvTranspose2d",
+    "QuaternionConvTranspose3d",
     "QuaternionLinear",
+    "ResidualGate",
     "clear_cache",
 ]

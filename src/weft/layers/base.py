@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, SizeError, nearest_name
 from weft.layers.cache import WeightCache, count_sources, in_transform, is_tracing, plain_arithmetic
-from weft.layers.paths import Explanation, Plan, explain, plan
-from weft.parametrizations import Parametrization, make, record_of
+from weft.layers.paths import Explanation, explain, plan
+from weft.parametrizations import Parametrization, Stage, make, record_of
 
 PATHS = ("auto", "factored", "dense")
 INITS = ("default", "he", "glorot")
@@ -38,7 +38,7 @@ class Layer(nn.Module, abc.ABC):
 
     def _set_up(
         self,
-        template: nn.Module,
+        template: Any,
         matrix_shape: tuple[int, int],
         positions: int,
         parametrization: str | Parametrization,
@@ -91,6 +91,7 @@ class Layer(nn.Module, abc.ABC):
             )
         self.path = path
         self._cache = WeightCache()
+        self._stage_cache = WeightCache()
         if template.bias is None:
             self.register_parameter("bias", None)
         else:
@@ -133,7 +134,7 @@ class Layer(nn.Module, abc.ABC):
 
     def _effective_weight(self, detach: bool = False) -> Tensor:
         """The dense weight, from the cache where that is allowed."""
-        parametrization = self._modules["parametrization"]
+        parametrization: Parametrization = self._modules["parametrization"]  # type: ignore[assignment]
         if not self.training and self._caches and not torch.compiler.is_compiling():
             weight = self._cache.lookup(parametrization, type(self), self._num_sources, self._build_weight)
             if weight is not None:
@@ -141,30 +142,41 @@ class Layer(nn.Module, abc.ABC):
         return self._build_weight()
 
     def _build_weight(self) -> Tensor:
-        return self._to_weight(self._modules["parametrization"].dense())
+        return self._to_weight(self.parametrization.dense())
 
     @property
     def fit_error(self) -> float | None:
         """Relative error of the last fit to a given weight, None for a random start."""
         return self.parametrization.fit_error
 
-    def _uses_factors(self, x: Tensor) -> bool:
-        """Whether this call runs the factored product."""
-        if self.path != "auto":
-            return self.path == "factored" and self._has_factors
+    def _way(self, x: Tensor) -> str:
+        """How this call runs: "factored", "stages", "cached stages", "dense" or "cached"."""
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
-                return self._export_factored
-            choice = self._plan
+                return self._export_way
+            plan = self._plan
         elif is_tracing():
-            return self._export_factored
-        elif self.training or torch.is_grad_enabled() or not self._caches:
-            choice = self._plan
+            return self._export_way  # a branch on rows would be frozen into the trace
+        elif self.training or torch.is_grad_enabled():
+            plan = self._plan
         else:
-            choice = self._cached_plan
-        if choice.few is choice.some is choice.many:
-            return choice.few
-        return choice.factored(self._rows(x))
+            plan = self._cached_plan
+        way = plan.few if plan.few is plan.some is plan.many else plan.way(self._rows(x))
+        if self._sensitive and way.endswith("stages") and torch.is_autocast_enabled(x.device.type):
+            return "cached"  # sums and differences of blocks lose too much in half precision
+        return way
+
+    def _current_stages(self, way: str) -> list[Stage] | None:
+        """The stages, kept in evaluation where making them takes time; None if there turn out to be none."""
+        parametrization: Parametrization = self._modules["parametrization"]  # type: ignore[assignment]
+        if way == "cached stages":
+            stages = self._stage_cache.lookup(parametrization, "stages", self._num_sources, self._build_stages)
+            return stages or None
+        return parametrization.stages()
+
+    def _build_stages(self) -> list[Stage]:
+        stages = self.parametrization.stages() or []
+        return [Stage(stage.matrix.detach(), stage.inner) for stage in stages]
 
     def reset_parameters(self) -> None:
         """Draw new parameters by the family's initial law, and a bias as the plain layer's."""
@@ -175,8 +187,8 @@ class Layer(nn.Module, abc.ABC):
         self.clear_cache()
 
     def clear_cache(self) -> None:
-        """Forget the weight built in evaluation."""
-        self._cache.entry = None
+        """Forget what was built in evaluation."""
+        self._cache.entry = self._stage_cache.entry = None
 
     def explain(self, x: Tensor) -> Explanation:
         """What a forward pass of this input would do now, and why. Computes no output.
@@ -188,26 +200,40 @@ class Layer(nn.Module, abc.ABC):
             path, multiply-adds, bytes, predicted times, reason.
         """
         rows, first = self._rows(x), next(self.parametrization.parameters())
-        wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parametrization.parameters())
-        cached = not self.training and self._caches and not wants_gradients
-        factored = self._uses_factors(x)
-        path = "factored" if factored else "cached" if cached else "dense"
+        way = self._way(x)
+        stages = self._current_stages(way) if "stages" in way else None
+        if "stages" in way and stages is None:
+            way = "cached"
+        if way in ("cached", "dense"):  # both build the weight; whether it is kept is the cache's rule
+            way = "cached" if self._caches_now() else "dense"
+        if way == "stages" and not self._sensitive:
+            way = "factored"  # views of the parameters: the convolution's form of the factored product
+        kind = type(self.parametrization).__name__
         limit = (
-            ""
-            if self._has_factors or self.path == "dense"
-            else f"{type(self.parametrization).__name__} has no factored product for this geometry; "
+            f"{kind} has no factored product for this geometry; "
+            if not self._has_factors and self.path != "dense"
+            else ""
         )
+        if stages is not None and len(stages) == 3:
+            limit = f"{len(stages[1].matrix)} products of blocks; "
         if self.path != "auto":
             why = limit + f"path={self.path!r} was asked for"
-        elif factored:
-            why = f"predicted to be the fastest for {rows} rows on {first.device.type}"
-        elif not self._caches:
+        elif way in ("cached", "dense") and not self._caches:
             why = "the weight is stored as it is"
-        elif cached:
+        elif way in ("dense", "stages"):
+            why = limit + "built in every call, because gradients may be needed"
+        elif way == "cached":
             why = limit + "evaluation without gradients: the weight is built once and kept"
         else:
-            why = limit + "the weight is built in every call, because gradients may be needed"
-        return explain(self.parametrization, path, why, rows, first.device, first.element_size(), self._floor_s)
+            why = limit + f"predicted to be the fastest for {rows} rows on {first.device.type}"
+        stage_macs = 0 if stages is None else self._stage_macs(stages, x)
+        device, itemsize = first.device, first.element_size()
+        return explain(self.parametrization, way, why, rows, stages, stage_macs, device, itemsize, self._floor_s)
+
+    def _caches_now(self) -> bool:
+        """Whether a weight built now would be kept."""
+        wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parametrization.parameters())
+        return not self.training and self._caches and not wants_gradients
 
     # ------------------------------------------------------------------ from and to plain layers
 
@@ -239,7 +265,8 @@ class Layer(nn.Module, abc.ABC):
         """
         if not isinstance(module, cls.torch_class):
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
-        weight, bias = module.weight, module.bias
+        weight: Any = module.weight
+        bias: Any = module.bias
         layer = cls(
             **cls._arguments_of(module),
             parametrization=family,
@@ -251,7 +278,7 @@ class Layer(nn.Module, abc.ABC):
         layer.parametrization.fit_(layer._to_matrix(weight.detach()), gram)
         for parameter in layer.parametrization.parameters():
             parameter.requires_grad_(weight.requires_grad)
-        if bias is not None:
+        if layer.bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(bias)
             layer.bias.requires_grad_(bias.requires_grad)
@@ -287,10 +314,10 @@ class Layer(nn.Module, abc.ABC):
         if name == "weight":
             raise AttributeError(_READ_ONLY)
         super().__setattr__(name, value)
-        if name == "parametrization":
+        if name in ("parametrization", "path") and "_stage_cache" in self.__dict__:
             self._replan()
-        if "_cache" in self.__dict__:  # train() and eval() come by here too: they assign self.training
-            self._cache.entry = None
+        if "_stage_cache" in self.__dict__:  # train() and eval() come by here too: they assign self.training
+            self.clear_cache()
 
     def __delattr__(self, name: str) -> None:
         if name == "weight":
@@ -306,17 +333,28 @@ class Layer(nn.Module, abc.ABC):
         itemsize = 4 if first is None else first.element_size()
         self._num_sources = count_sources(parametrization)
         self._caches = parametrization.build_cost() > 0
-        self._has_factors = self._can_factor()
-        self._export_factored = self._has_factors and (record is None or record.export_path == "factored")
-        never = Plan(False, False, False)
+        ways, cached_ways = self._ways(False), self._ways(True)
+        self._has_factors = bool(ways or cached_ways)
+        self._sensitive = parametrization.stage_build_cost() > 0
+        if self.path == "dense":
+            ways = cached_ways = []
+        if self.path != "factored" or not ways:
+            ways = [*ways, "dense"]
+        if self.path != "factored" or not cached_ways:
+            cached_ways = [*cached_ways, "cached" if self._caches else "dense"]
         self._plan, self._cached_plan = (
-            plan(parametrization, way, device, itemsize, self._floor_s) if self._has_factors else never
-            for way in ("dense", "cached")
+            plan(parametrization, choice, device, itemsize, self._floor_s) for choice in (ways, cached_ways)
         )
+        prefers_dense = self.path == "auto" and record is not None and record.export_path == "dense"
+        self._export_way = "dense" if prefers_dense else ways[0]
 
-    def _can_factor(self) -> bool:
-        """Whether this layer can run the factors of its parametrization."""
-        return True
+    def _stage_macs(self, stages: list[Stage], x: Tensor) -> int:
+        """Multiply-adds of running the stages on an input."""
+        return self._rows(x) * sum(stage.matrix.numel() * stage.inner for stage in stages)
+
+    @abc.abstractmethod
+    def _ways(self, evaluation: bool) -> list[str]:
+        """The ways other than a dense matrix that there are: "factored", "stages", "cached stages"."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -1,4 +1,4 @@
-"""The evaluation cache: one dense weight per layer, never stale, never saved.
+"""The evaluation cache: what a layer made of its parametrization once, never stale, never saved.
 
 Version counters alone do not tell whether a parameter changed: fused optimizer steps, ``.data`` writes and numpy
 aliases leave them alone, and ``p.data = new`` may reuse an address. So a hit needs everything at once: the same
@@ -87,7 +87,7 @@ def plain_arithmetic(device: str) -> Iterator[None]:
 
 
 class WeightCache:
-    """Holder of at most one built weight; copies and pickles of it are empty."""
+    """Holder of at most one built weight, or one list of stages; copies and pickles of it are empty."""
 
     __slots__ = ("entry",)
 
@@ -103,27 +103,27 @@ class WeightCache:
     def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
         return WeightCache, ()
 
-    def lookup(self, owner: nn.Module, tag: object, num_sources: int, build: Callable[[], Tensor]) -> Tensor | None:
-        """The built weight, from the cache if that is certainly right, None if caching is not allowed here.
+    def lookup(self, owner: nn.Module, tag: object, num_sources: int, build: Callable[[], Any]) -> Any:
+        """What was built, from the cache if that is certainly right, None if caching is not allowed here.
 
         Args:
             owner: the parametrization.
             tag: distinguishes layouts of the same matrix.
             num_sources: number of tensors the owner had when it was registered; fewer means that something
                 (FSDP's flat parameters) took them away.
-            build: makes the weight; called without gradients and autocast.
+            build: makes the weight or the stages; called without gradients and autocast.
 
         Returns:
-            the weight in the autocast type of the moment, or None.
+            what ``build`` gave, a weight in the autocast type of the moment; or None.
         """
         if not is_plain_evaluation():
             return None
         grad = torch.is_grad_enabled()
         entry = self.entry
         if entry is not None:
-            owner_, tag_, epoch, device, cast, weight, version, tensors, modules, _ = entry
+            owner_, tag_, epoch, device, cast, built, version, tensors, modules, _ = entry
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            if owner_ is owner and tag_ == tag and epoch == _epoch and cast is autocast and weight._version == version:
+            if owner_ is owner and tag_ == tag and epoch == _epoch and cast is autocast and _version(built) == version:
                 for names, name, source, source_version, address in tensors:
                     if (
                         names.get(name) is not source
@@ -137,13 +137,11 @@ class WeightCache:
                         if names.get(name) is not child:
                             break
                     else:
-                        return weight
+                        return built
             self.entry = None
         return self._build(owner, tag, num_sources, grad, build)
 
-    def _build(
-        self, owner: nn.Module, tag: object, num_sources: int, grad: bool, build: Callable[[], Tensor]
-    ) -> Tensor | None:
+    def _build(self, owner: nn.Module, tag: object, num_sources: int, grad: bool, build: Callable[[], Any]) -> Any:
         tensors, modules = _sources(owner)
         if not tensors or len(tensors) != num_sources:
             return None
@@ -159,11 +157,18 @@ class WeightCache:
         stamps = tuple((names, name, t, t._version, t.data_ptr()) for names, name, t in tensors)
         alive = tuple(t.detach() for _, _, t in tensors)  # keeps the storages, so that no address is used twice
         with plain_arithmetic(device):
-            weight = build().detach()
-            if cast is not None and weight.dtype != torch.float64:  # autocast leaves double precision alone
-                weight = weight.to(cast)
-        self.entry = (owner, tag, epoch, device, cast, weight, weight._version, stamps, tuple(modules), alive)
-        return weight
+            built = build()
+            if isinstance(built, Tensor):
+                built = built.detach()
+                if cast is not None and built.dtype != torch.float64:  # autocast leaves double precision alone
+                    built = built.to(cast)
+        self.entry = (owner, tag, epoch, device, cast, built, _version(built), stamps, tuple(modules), alive)
+        return built
+
+
+def _version(built: Any) -> int:
+    """Version of a weight that a user may have got hold of and written to; stages are never handed out."""
+    return built._version if isinstance(built, Tensor) else 0
 
 
 def _sources(

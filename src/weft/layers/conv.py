@@ -11,7 +11,7 @@ Letters: O, I = output and input channels; G = groups; K = product of the kernel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from weft.errors import SizeError
 from weft.layers.base import Layer
-from weft.parametrizations import Parametrization, Stage
+from weft.parametrizations import Parametrization, Stage, StageShape
 
 Size = int | tuple[int, ...]
 
@@ -51,6 +51,7 @@ class _Conv(Layer):
     groups: int
     padding_mode: str
     output_padding: tuple[int, ...]
+    _reversed_padding_repeated_twice: list[int]
     transposed: bool
 
     def _set_up_geometry(
@@ -101,10 +102,8 @@ class _Conv(Layer):
 
     # ------------------------------------------------------------------ the factored product, as convolutions
 
-    def _spatial_stage(self, stages: list[Stage] | None) -> int | None:
+    def _spatial_stage(self, stages: Sequence[Stage | StageShape]) -> int | None:
         """Which stage sees the kernel positions, None where the stages cannot run as convolutions."""
-        if stages is None or self.groups != 1:
-            return None
         positions = math.prod(self.kernel_size)
         for wanted in (lambda inner: inner % positions != 0, lambda inner: inner == 1):
             for index, stage in enumerate(stages):
@@ -112,13 +111,23 @@ class _Conv(Layer):
                     return index
         return None
 
-    def _can_factor(self) -> bool:
-        return self._spatial_stage(self.parametrization.stages()) is not None
+    def _ways(self, evaluation: bool) -> list[str]:
+        shapes = self.parametrization.stage_shapes(evaluation)
+        if shapes is None or self.groups != 1 or self._spatial_stage(shapes) is None:
+            return []
+        return ["cached stages" if evaluation and self.parametrization.stage_build_cost() else "stages"]
 
-    def _factored(self, x: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
-        stages = self._modules["parametrization"].stages()
+    def _stage_macs(self, stages: list[Stage], x: Tensor) -> int:
+        # Stages before the spatial one run once per input position, the others once per output position (transposed:
+        # the other way round would be exact, but rows are those of the input there).
+        positions, spatial = math.prod(self.kernel_size), self._spatial_stage(stages) or 0
+        inputs = x.numel() // self.in_channels
+        before = inputs * sum(stage.matrix.numel() * stage.inner // positions for stage in stages[:spatial])
+        return before + self._rows(x) * sum(stage.matrix.numel() * stage.inner for stage in stages[spatial:])
+
+    def _by_stages(self, x: Tensor, stages: list[Stage], bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         spatial = self._spatial_stage(stages)
-        assert stages is not None and spatial is not None, "the factored path was chosen without stages"
+        assert spatial is not None, "a way by stages was chosen without a spatial stage"
         positions, last = math.prod(self.kernel_size), len(stages) - 1
         for index, (matrix, inner) in enumerate(stages):
             stage_bias = bias if index == last else None
@@ -155,8 +164,9 @@ class _Conv(Layer):
     def _run(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         parameters = self._parameters
         bias = parameters["bias"] if "bias" in parameters else self.bias  # FSDP1 makes it a plain attribute
-        if self._uses_factors(x):
-            return self._factored(x, bias, output_size)
+        way = self._way(x)
+        if way.endswith("stages") and (stages := self._current_stages(way)) is not None:
+            return self._by_stages(x, stages, bias, output_size)
         return self._dense(x, self._effective_weight(), bias, output_size)
 
 
@@ -262,7 +272,8 @@ class _Transposed(_Conv):
     def _convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, output_size: list[int] | None
     ) -> Tensor:
-        output_padding = nn.modules.conv._ConvTransposeNd._output_padding(
+        torchs: Any = nn.modules.conv._ConvTransposeNd  # its rule for output_size, whatever class of ours asks
+        output_padding = torchs._output_padding(
             self, x, output_size, self.stride, self.padding, self.kernel_size, self._dims, self.dilation
         )
         return _TRANSPOSED[self._dims](

@@ -11,7 +11,30 @@ from torch import Tensor, nn
 
 from weft.errors import SizeError
 from weft.layers.base import Layer
-from weft.parametrizations import Parametrization
+from weft.parametrizations import Parametrization, Stage
+
+
+def run_stages(x: Tensor, stages: list[Stage], bias: Tensor | None) -> Tensor:
+    """The product of an input with a matrix given by stages.
+
+    Rows are the last dimension on the way, so that every stage is one batched matrix product without a copy.
+
+    Args:
+        x: (..., I).
+        stages: of the matrix, first applied first.
+        bias: (O,) or None.
+
+    Returns:
+        (..., O).
+    """
+    rows = math.prod(x.shape[:-1])
+    y = x.reshape(rows, x.shape[-1]).t()
+    for matrix, inner in stages:
+        groups, _, columns = matrix.shape
+        y = torch.bmm(matrix, y.reshape(groups, columns, inner * rows))
+    out_features = y.shape[0] * y.shape[1] * stages[-1].inner
+    y = y.reshape(out_features, rows).t().contiguous().reshape(*x.shape[:-1], out_features)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 class Linear(Layer):
@@ -70,8 +93,11 @@ class Linear(Layer):
         # Straight from the dictionaries: nn.Module's attribute look-up is a third of the overhead of a small layer.
         parameters = self._parameters
         bias = parameters["bias"] if "bias" in parameters else self.bias  # FSDP1 makes it a plain attribute
-        if self._uses_factors(x):
-            return self._modules["parametrization"].linear(x, bias)
+        way = self._way(x)
+        if way == "factored":
+            return self._modules["parametrization"].linear(x, bias)  # type: ignore[union-attr, operator]
+        if way.endswith("stages") and (stages := self._current_stages(way)) is not None:
+            return run_stages(x, stages, bias)
         return F.linear(x, self._effective_weight(), bias)
 
     def _to_weight(self, matrix: Tensor) -> Tensor:
@@ -80,8 +106,13 @@ class Linear(Layer):
     def _to_matrix(self, weight: Tensor) -> Tensor:
         return weight
 
-    def _can_factor(self) -> bool:
-        return type(self.parametrization).linear is not Parametrization.linear  # the default builds the matrix
+    def _ways(self, evaluation: bool) -> list[str]:
+        weight = self.parametrization
+        # The default product builds the matrix, so it is no way of its own.
+        ways = ["factored"] if type(weight).linear is not Parametrization.linear else []
+        if weight.stage_build_cost() and weight.stage_shapes(evaluation) is not None:  # else "factored" is the same
+            ways.append("cached stages" if evaluation else "stages")
+        return ways
 
     def _rows(self, x: Tensor) -> int:
         return math.prod(x.shape[:-1])

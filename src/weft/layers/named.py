@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from weft.errors import SizeError
+from weft.errors import OptionError, SizeError, UnknownNameError, nearest_name
 from weft.layers.base import Layer
 from weft.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from weft.layers.linear import Linear
 from weft.parametrizations import Parametrization
+from weft.parametrizations.quaternion import pure_input_table
 
 
 class _Named(Layer):
@@ -23,7 +24,7 @@ class _Named(Layer):
     def __init__(self, *args: Any, parametrization: str | Parametrization | None = None, **kwargs: Any) -> None:
         if parametrization is None:
             parametrization = self._family
-        if isinstance(parametrization, str):
+        if parametrization == self._family:
             kwargs = {**self._options, **kwargs}
         super().__init__(*args, parametrization=parametrization, **kwargs)
 
@@ -37,7 +38,53 @@ class _Hypercomplex(_Named):
 
 
 class _Quaternion(_Named):
+    """The options of the quaternion school, translated into a family and its options.
+
+    Args:
+        *args: of the layer.
+        parametrization: None for the quaternions.
+        criterion: "glorot" or "he": ``init`` under the name of the school.
+        rotation: whether the weight rotates instead of multiplying, family ``quaternion_rotation``.
+        pure_input: whether the real part of the input is ignored.
+        **kwargs: of the layer and the family.
+    """
+
     _family, _options = "kronecker", {"algebra": "quaternion"}
+
+    def __init__(
+        self,
+        *args: Any,
+        parametrization: str | Parametrization | None = None,
+        criterion: str | None = None,
+        rotation: bool = False,
+        pure_input: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if criterion is not None:
+            if criterion not in _CRITERIA:
+                hint = nearest_name(str(criterion), _CRITERIA)
+                raise UnknownNameError(f"criterion must be one of {', '.join(_CRITERIA)}; got {criterion!r}{hint}")
+            if "init" in kwargs:
+                raise OptionError("criterion is another name of init: give one of them")
+            kwargs["init"] = criterion
+        given = [name for name, value in (("rotation", rotation), ("pure_input", pure_input)) if value]
+        if given and parametrization not in {None, self._family}:
+            raise OptionError(f"parametrization says what the weight is, and so does {' and '.join(given)}; drop one")
+        if len(given) == 2:
+            raise OptionError("rotation ignores the real part of the input already: drop pure_input")
+        misplaced = [name for name in ("scale", "quaternion_format") if kwargs.get(name) is not None]
+        if misplaced and not rotation and parametrization in {None, self._family}:
+            raise OptionError(
+                f"{' and '.join(misplaced)} concern rotations only: give rotation=True too, or leave it out"
+            )
+        if rotation:
+            parametrization = "quaternion_rotation"
+        elif pure_input:
+            kwargs["algebra"] = pure_input_table()
+        super().__init__(*args, parametrization=parametrization, **kwargs)
+
+
+_CRITERIA = ("glorot", "he")
 
 
 class PHMLinear(_Hypercomplex, Linear):
@@ -106,14 +153,32 @@ class PHConvTranspose3d(_Hypercomplex, ConvTranspose3d):
 class QuaternionLinear(_Quaternion, Linear):
     """``Linear`` over the quaternions: 4 blocks arranged by the Hamilton product, a quarter of the numbers.
 
+    Features are component major: the first quarter is the real parts, then those of i, j and k. All layers named
+    ``Quaternion...`` take these options by name, besides those of ``weft.Linear`` or the convolution:
+
+    - ``criterion``: ``"glorot"`` or ``"he"``, the variance of the initial weight; the same as ``init``. Left out, it is
+      that of ``torch.nn``.
+    - ``weight_init``: ``"quaternion"`` (polar form), ``"unitary"`` (all of the same modulus) or ``"random"``, the law
+      of the initial weight, see ``weft.parametrizations.quaternion``. Left out, the components are uniform.
+    - ``pure_input=True``: for a first layer whose inputs are purely imaginary, such as (0, R, G, B): the real part of
+      the input is ignored. (For weights that have no real part either, give a table with ``table[0] = 0`` as
+      ``algebra``.)
+    - ``rotation=True``: the weight w acts as the rotation w v w* on the imaginary part v of the input, and the real
+      part comes out as 0. With ``scale=True`` every rotation has a learned scale; with ``quaternion_format=False``
+      features are (x, y, z) without a real part.
+
     Example:
         >>> QuaternionLinear(512, 256).parametrization.num_parameters
         32768
+        >>> QuaternionLinear(512, 256, criterion="he", weight_init="unitary").parametrization.weight_init
+        'unitary'
+        >>> QuaternionLinear(512, 256, rotation=True, scale=True).parametrization.family
+        'quaternion_rotation'
     """
 
 
 class QuaternionConv1d(_Quaternion, Conv1d):
-    """``Conv1d`` over the quaternions; channels are component major (all real parts first).
+    """``Conv1d`` over the quaternions; channels are component major, options as ``QuaternionLinear``.
 
     Example:
         >>> QuaternionConv1d(8, 16, 3).parametrization.num_parameters
@@ -122,7 +187,7 @@ class QuaternionConv1d(_Quaternion, Conv1d):
 
 
 class QuaternionConv2d(_Quaternion, Conv2d):
-    """``Conv2d`` over the quaternions; channels are component major (all real parts first).
+    """``Conv2d`` over the quaternions; channels are component major, options as ``QuaternionLinear``.
 
     Example:
         >>> QuaternionConv2d(8, 16, 3).parametrization.num_parameters
@@ -131,11 +196,38 @@ class QuaternionConv2d(_Quaternion, Conv2d):
 
 
 class QuaternionConv3d(_Quaternion, Conv3d):
-    """``Conv3d`` over the quaternions; channels are component major (all real parts first).
+    """``Conv3d`` over the quaternions; channels are component major, options as ``QuaternionLinear``.
 
     Example:
         >>> QuaternionConv3d(8, 16, 3).parametrization.num_parameters
         864
+    """
+
+
+class QuaternionConvTranspose1d(_Quaternion, ConvTranspose1d):
+    """``ConvTranspose1d`` over the quaternions; options as ``QuaternionLinear``.
+
+    Example:
+        >>> tuple(QuaternionConvTranspose1d(8, 4, 2, stride=2).weight.shape)
+        (8, 4, 2)
+    """
+
+
+class QuaternionConvTranspose2d(_Quaternion, ConvTranspose2d):
+    """``ConvTranspose2d`` over the quaternions; options as ``QuaternionLinear``.
+
+    Example:
+        >>> tuple(QuaternionConvTranspose2d(8, 4, 2, stride=2).weight.shape)
+        (8, 4, 2, 2)
+    """
+
+
+class QuaternionConvTranspose3d(_Quaternion, ConvTranspose3d):
+    """``ConvTranspose3d`` over the quaternions; options as ``QuaternionLinear``.
+
+    Example:
+        >>> tuple(QuaternionConvTranspose3d(8, 4, 2, stride=2).weight.shape)
+        (8, 4, 2, 2, 2)
     """
 
 

@@ -1,4 +1,4 @@
-"""Which way a product runs: by the factors, or as one dense matrix that is built or cached.
+"""Which way a product runs: by the factors, by the stages, or as one dense matrix that is built or cached.
 
 A small model of the machine predicts the seconds of each way from the shapes alone; the answer is worked out once per
 layer for three ranges of rows, cut at 8 and 128. All layers share these two cuts: with thresholds of their own,
@@ -8,12 +8,13 @@ layer for three ranges of rows, cut at 8 and 128. All layers share these two cut
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from weft.parametrizations import Parametrization, record_of
+from weft.parametrizations import Parametrization, Stage, record_of
 
 FEW_ROWS, MANY_ROWS = 8, 128
 #: Numbers of rows at which a range is judged: its ends (the last range is open).
@@ -49,20 +50,20 @@ def machine(device: torch.device) -> Machine:
 
 
 class Plan(NamedTuple):
-    """Whether the factored product wins, in each of the three ranges of rows."""
+    """The way of the product in each of the three ranges of rows."""
 
-    few: bool
-    some: bool
-    many: bool
+    few: str
+    some: str
+    many: str
 
-    def factored(self, rows: int) -> bool:
+    def way(self, rows: int) -> str:
         """The choice for a number of rows.
 
         Args:
             rows: number of rows of the input.
 
         Returns:
-            True for the factored product.
+            ``"factored"``, ``"stages"``, ``"dense"`` or ``"cached"``.
         """
         return self.few if rows < FEW_ROWS else self.some if rows < MANY_ROWS else self.many
 
@@ -75,61 +76,74 @@ def seconds(
     Args:
         parametrization: what the weight is.
         rows: number of rows of the input.
-        way: ``"factored"``, ``"dense"`` (built each time) or ``"cached"``.
+        way: ``"factored"``, ``"stages"`` (made each time), ``"cached stages"``, ``"dense"`` (built each time) or
+            ``"cached"``.
         device: where the weight lives.
         itemsize: bytes of one number.
         floor_s: seconds that every started kernel takes on top (a convolution's set-up).
 
     Returns:
-        seconds.
+        seconds; infinity for a way that there is not.
     """
     speed, record = machine(device), record_of(parametrization)
-    rows_out, columns = parametrization.shape
-    numbers, dense = parametrization.num_parameters, rows_out * columns
-    activations = rows * (rows_out + columns)
-    launch = speed.launch_s + floor_s
+    out_features, in_features = parametrization.shape
+    dense = out_features * in_features
 
-    def product(macs: int, stored: int, launches: int, efficiency: float = 1.0) -> float:
-        return launches * launch + max(
-            macs / (speed.macs_per_s * efficiency), (stored + activations) * itemsize / speed.bytes_per_s
-        )
+    def product(macs: int, numbers: int, launches: int = 1, efficiency: float = 1.0) -> float:
+        work_s = max(macs / (speed.macs_per_s * efficiency), numbers * itemsize / speed.bytes_per_s)
+        return launches * (speed.launch_s + floor_s) + work_s
 
+    activations = rows * (out_features + in_features)
     if way == "factored":
         launches, efficiency = (record.launches, record.efficiency) if record else (1, 1.0)
+        numbers = parametrization.num_parameters + activations
         return product(parametrization.cost(rows), numbers, launches, efficiency)
-    time_s = product(rows * dense, dense, 1)
+    if way in ("stages", "cached stages"):
+        shapes = parametrization.stage_shapes(evaluation=way == "cached stages")
+        if shapes is None:
+            return math.inf
+        time_s = 0.0
+        for groups, out, columns, inner in shapes:
+            numbers = groups * out * columns + rows * groups * inner * (out + columns)
+            time_s += product(
+                rows * groups * out * columns * inner, numbers, 2
+            )  # the reshapes cost as much as a launch
+        building = parametrization.stage_build_cost() if way == "stages" else 0
+        return time_s + (product(building, 3 * dense, 2) if building else 0.0)
+    time_s = product(rows * dense, dense + activations)
     if way == "dense" and parametrization.build_cost():
-        # Building writes the dense matrix and reads it again.
-        time_s += 2 * launch + max(
-            parametrization.build_cost() / speed.macs_per_s, 3 * dense * itemsize / speed.bytes_per_s
-        )
+        time_s += product(parametrization.build_cost(), 3 * dense, 2)  # building writes the matrix and reads it again
     return time_s
 
 
-#: The factored product must be predicted to take less than this part of the other's time: the model is rough, and a
+#: A way by factors must be predicted to take less than this part of the dense one's time: the model is rough, and a
 #: layer that is slower than the plain one is worse than one that is as fast.
 _MARGIN = 0.9
 
 
-def plan(parametrization: Parametrization, way: str, device: torch.device, itemsize: int, floor_s: float = 0.0) -> Plan:
-    """Compare the factored product with a dense one, in each range of rows.
+def plan(
+    parametrization: Parametrization, ways: Sequence[str], device: torch.device, itemsize: int, floor_s: float = 0.0
+) -> Plan:
+    """The fastest way in each range of rows.
 
     Args:
         parametrization: what the weight is.
-        way: what to compare with: ``"dense"`` or ``"cached"``.
+        ways: what there is to choose from; the last one is taken where no other wins clearly at both ends of the range.
         device: where the weight lives.
         itemsize: bytes of one number.
         floor_s: as in ``seconds``.
 
     Returns:
-        True where the factored product is predicted to win clearly at both ends of the range.
+        the choices.
     """
 
-    def wins(rows: int) -> bool:
-        factored = seconds(parametrization, rows, "factored", device, itemsize, floor_s)
-        return factored <= _MARGIN * seconds(parametrization, rows, way, device, itemsize, floor_s)
+    def best(ends: tuple[int, int]) -> str:
+        times = {way: [seconds(parametrization, rows, way, device, itemsize, floor_s) for rows in ends] for way in ways}
+        limit = [_MARGIN * time_s for time_s in times[ways[-1]]]
+        winners = [way for way in ways[:-1] if all(a <= b for a, b in zip(times[way], limit, strict=True))]
+        return min(winners, key=lambda way: sum(times[way]), default=ways[-1])
 
-    return Plan(*(all(wins(rows) for rows in ends) for ends in _RANGES))
+    return Plan(*(best(ends) for ends in _RANGES))
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,8 @@ class Explanation:
     """What a layer does with an input of a given shape, and why; ``str()`` is a table.
 
     Args:
-        path: ``"factored"``, ``"dense"`` (built in this call) or ``"cached"`` (built once).
+        path: ``"factored"``; ``"stages"`` or ``"dense"`` (made in this call); ``"cached stages"`` or ``"cached"``
+            (made once).
         why: one sentence.
         rows: rows of the matrix product.
         macs: multiply-adds of the chosen way, building included where it is built.
@@ -171,6 +186,8 @@ def explain(
     path: str,
     why: str,
     rows: int,
+    stages: list[Stage] | None,
+    stage_macs: int,
     device: torch.device,
     itemsize: int,
     floor_s: float,
@@ -182,6 +199,8 @@ def explain(
         path: the way that runs.
         why: one sentence.
         rows: rows of the matrix product.
+        stages: what runs where the way is by stages.
+        stage_macs: its multiply-adds.
         device: where the weight lives.
         itemsize: bytes of one number.
         floor_s: as in ``seconds``.
@@ -190,9 +209,15 @@ def explain(
         the explanation.
     """
     size = math.prod(parametrization.shape)
-    built = parametrization.build_cost() if path == "dense" else 0
-    macs = parametrization.cost(rows) if path == "factored" else rows * size + built
-    numbers = parametrization.num_parameters if path == "factored" else size
-    ways = ("factored", "dense", "cached")
+    if stages is not None:
+        macs = stage_macs + (parametrization.stage_build_cost() if path == "stages" else 0)
+        numbers = sum(stage.matrix.numel() for stage in stages)
+    elif path == "factored":
+        macs, numbers = parametrization.cost(rows), parametrization.num_parameters
+    else:
+        macs, numbers = rows * size, size
+        macs += parametrization.build_cost() if path == "dense" else 0
+    ways = ("factored", "stages", "cached stages", "dense", "cached")
     predicted = {way: seconds(parametrization, rows, way, device, itemsize, floor_s) for way in ways}
+    predicted = {way: time_s for way, time_s in predicted.items() if time_s < math.inf}
     return Explanation(path, why, rows, macs, rows * size, numbers * itemsize, predicted)

@@ -1,12 +1,18 @@
 """What a weight is: families of matrices, each described by its own parameters. Pure mathematics, no layers."""
 
-from weft.parametrizations.algebras import algebras
-from weft.parametrizations.algebras import multiplication_table
+from weft.parametrizations.algebra import algebra_distance
+from weft.parametrizations.algebra import algebras
+from weft.parametrizations.algebra import check_laws
+from weft.parametrizations.algebra import fast_product
+from weft.parametrizations.algebra import laws
+from weft.parametrizations.algebra import multiplication_table
 from weft.parametrizations.base import Parametrization
 from weft.parametrizations.base import Stage
+from weft.parametrizations.base import StageShape
 from weft.parametrizations.dense import Dense
 from weft.parametrizations.kronecker import Kronecker
 from weft.parametrizations.low_rank import LowRank
+from weft.parametrizations.rotation import QuaternionRotation
 from weft.parametrizations.registry import Family
 from weft.parametrizations.registry import check_options
 from weft.parametrizations.registry import families
@@ -21,11 +27,17 @@ __all__ = [
     "Kronecker",
     "LowRank",
     "Parametrization",
+    "QuaternionRotation",
     "Stage",
+    "StageShape",
+    "algebra_distance",
     "algebras",
+    "check_laws",
     "check_options",
     "families",
     "family",
+    "fast_product",
+    "laws",
     "make",
     "multiplication_table",
     "record_of",

@@ -35,6 +35,15 @@ class Stage(NamedTuple):
     inner: int = 1
 
 
+class StageShape(NamedTuple):
+    """Sizes of a stage: the matrix is (groups, out, in)."""
+
+    groups: int
+    rows: int
+    columns: int
+    inner: int = 1
+
+
 class Parametrization(nn.Module, abc.ABC):
     """A (out, in) matrix described by its own parameters.
 
@@ -108,6 +117,26 @@ class Parametrization(nn.Module, abc.ABC):
         """
         return None
 
+    def stage_shapes(self, evaluation: bool = False) -> list[StageShape] | None:
+        """Sizes of the stages, known without computing anything.
+
+        Args:
+            evaluation: whether stages count that are found by analysing the values, without gradients. They are made
+                once per evaluation and kept by the layer.
+
+        Returns:
+            the sizes, None where ``stages`` gives nothing. The number of stages found may differ a little from it.
+        """
+        return None
+
+    def stage_build_cost(self) -> int:
+        """Multiply-adds of ``stages()``.
+
+        Returns:
+            multiply-adds; 0 where the stages are views of the parameters.
+        """
+        return 0
+
     def cost(self, rows: int) -> int:
         """Multiply-adds of ``linear`` for this many rows.
 
@@ -126,6 +155,14 @@ class Parametrization(nn.Module, abc.ABC):
             multiply-adds, by default one per entry; 0 where the matrix is stored as it is and nothing is to be cached.
         """
         return math.prod(self.shape)
+
+    def learned_algebra(self) -> Tensor | None:
+        """The learned numbers that say how components mix, which an L1 penalty or a picture may want.
+
+        Returns:
+            (n, n, n), differentiable; None where there are none, or where they are fixed.
+        """
+        return None
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         """Become the nearest member. Arguments are checked: finite, on the right device, at least fp32."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import BudgetError
-from weft.parametrizations.base import Parametrization, Stage
+from weft.parametrizations.base import Parametrization, Stage, StageShape
 from weft.parametrizations.registry import Family, register
 
 
@@ -67,6 +67,9 @@ class Dense(Parametrization):
 
     def build_cost(self) -> int:
         return 0
+
+    def stage_shapes(self, evaluation: bool = False) -> list[StageShape]:
+        return [StageShape(1, *self.shape)]
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         self.weight.copy_(target)

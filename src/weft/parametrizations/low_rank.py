@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, Stage, smallest_share
+from weft.parametrizations.base import Parametrization, Stage, StageShape, smallest_share
 from weft.parametrizations.registry import Family, register
 
 
@@ -128,6 +128,9 @@ class LowRank(Parametrization):
 
     def stages(self) -> list[Stage]:
         return [Stage(self.right.unsqueeze(0)), Stage(self.left.unsqueeze(0))]
+
+    def stage_shapes(self, evaluation: bool = False) -> list[StageShape]:
+        return [StageShape(1, self.rank, self.shape[1]), StageShape(1, self.shape[0], self.rank)]
 
     def cost(self, rows: int) -> int:
         return rows * self.rank * sum(self.shape)

@@ -6,6 +6,7 @@ from weft.surgery.convert import Converted
 from weft.surgery.convert import convert
 from weft.surgery.fold import fold
 from weft.surgery.groups import parameter_groups
+from weft.surgery.penalty import algebra_penalty
 from weft.surgery.summary import Row
 from weft.surgery.summary import Summary
 from weft.surgery.summary import summary
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "Summary",
     "Verification",
+    "algebra_penalty",
     "approximate",
     "convert",
     "fold",

@@ -7,16 +7,17 @@ from typing import Any
 from torch import nn
 
 from weft.errors import OptionError
+from weft.layers import ResidualGate
 from weft.parametrizations import Parametrization, record_of
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_UNDECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ResidualGate)
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Optimizer groups with each family's learning-rate multiplier and decay rule.
 
-    Parameters of a parametrization follow the record of their family. Of the others, biases and the parameters of
-    normalisation layers take no weight decay. Frozen parameters are left out; a shared one is in one group.
+    Parameters of a parametrization follow the record of their family. Of the others, biases, gates and the parameters
+    of normalisation layers take no weight decay. Frozen parameters are left out; a shared one is in one group.
 
     Args:
         model: any module.
@@ -54,7 +55,7 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
             add(parameter, multiplier, record.weight_decay.get(name, True) if record else True)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            add(parameter, 1.0, not (isinstance(module, _NORMS) or name.endswith("bias")))
+            add(parameter, 1.0, not (isinstance(module, _UNDECAYED) or name.endswith("bias")))
     if not groups:
         raise OptionError("model has no trainable parameters; unfreeze some, or there is nothing to optimise")
     return [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(groups)]

@@ -94,7 +94,8 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
         total                           800  0.158                    750               -
     """
     macs = {} if example is None else _count(model, example)
-    rows, dense = [], 0
+    rows: list[Row] = []
+    dense = 0
     for name, module in model.named_modules():
         if isinstance(module, Layer):
             weight = module.parametrization
@@ -110,9 +111,10 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
         own = sum(p.numel() for p in module._parameters.values() if p is not None)
         if own:
             plain = isinstance(module, _PLAIN)
-            count = (module.weight.numel() if example is None else macs.get(module, 0)) if plain else None
+            one_row = module.weight.numel() if isinstance(module, _PLAIN) else 0
+            plain_count = (one_row if example is None else macs.get(module, 0)) if plain else None
             dense += own
-            rows.append(Row(name, type(module).__name__, "plain", own, 1.0 if plain else None, count, None))
+            rows.append(Row(name, type(module).__name__, "plain", own, 1.0 if plain else None, plain_count, None))
     return Summary(tuple(rows), dense, example is None)
 
 
@@ -124,7 +126,7 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
     """Multiply-adds of every layer in one evaluation of the example."""
     macs: dict[nn.Module, int] = {}
 
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if isinstance(module, Layer):
             count = module.explain(inputs[0]).macs
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):

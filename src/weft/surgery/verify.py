@@ -69,7 +69,9 @@ def _record(model: nn.Module, names: list[str], example: Any) -> tuple[Any, dict
     """The output, and the outputs of the named modules."""
     outputs: dict[str, Tensor] = {}
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda _m, _i, y, name=name: outputs.__setitem__(name, y.clone()))
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, _i, y, name=name: outputs.__setitem__(name, y.clone())
+        )
         for name in names
     ]
     try:

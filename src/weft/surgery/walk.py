@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,7 +95,7 @@ def relative_difference(got: Any, expected: Any) -> float:
 
 
 def _nan_last(value: float) -> float:
-    return float("inf") if value != value else value
+    return math.inf if math.isnan(value) else value
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Case:
         dense: called with a member; returns its (out, in) matrix from the definition (slow loops, ``torch.kron``,
             numpy), not by the methods of the member. ``weft.testing.oracles`` has some.
         shapes: (out, in) pairs that the family can take, not all square; of a convolution, out and in channels.
+        expected_failures: check to the reason why these options cannot pass it, beside those of the family's record.
 
     Example:
         >>> from weft.parametrizations import LowRank
@@ -38,6 +39,7 @@ class Case:
     make: Callable[..., Parametrization]
     dense: Callable[[Parametrization], Tensor]
     shapes: tuple[tuple[int, int], ...] = ((8, 12), (12, 8), (8, 8))
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
 
     def member(
         self,

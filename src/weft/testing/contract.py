@@ -63,7 +63,7 @@ def parametrize(arguments: str, pairs: Iterable[tuple[Case, str, tuple[Any, ...]
 
     parameters = []
     for case, name, given in pairs:
-        reason = case.record.expected_failures.get(name)
+        reason = {**case.record.expected_failures, **case.expected_failures}.get(name)
         marks = () if reason is None else (pytest.mark.xfail(reason=reason, strict=True),)
         label = "-".join(name if callable(value) else str(value) for value in given)
         parameters.append(pytest.param(*given, id=label, marks=marks))

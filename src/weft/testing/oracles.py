@@ -54,6 +54,19 @@ def sum_of_kroneckers(first: Tensor, second: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(total))
 
 
+def sum_of_outer_products(*factors: Tensor) -> Tensor:
+    """sum_r a[:, r] o b[:, r] o c[:, r], one outer product after the other.
+
+    Args:
+        *factors: a, b and c, each (n, R).
+
+    Returns:
+        (n, n, n), in double precision.
+    """
+    columns = zip(*(_numpy(factor).T for factor in factors), strict=True)
+    return torch.from_numpy(np.sum([np.multiply.outer(np.multiply.outer(a, b), c) for a, b, c in columns], axis=0))
+
+
 def hamilton_product(p: Sequence[float], q: Sequence[float]) -> tuple[float, float, float, float]:
     """The product of two quaternions by Hamilton's formula, with i^2 = j^2 = k^2 = ijk = -1.
 
@@ -95,6 +108,29 @@ def quaternion_matrix(blocks: Tensor) -> Tensor:
         for p, value in enumerate(hamilton_product(parts[:, o, c].tolist(), unit)):
             matrix[p * rows + o, q * columns + c] = value
     return torch.from_numpy(matrix)
+
+
+def rotation_blocks(quaternions: Tensor, scale: Tensor, n: int) -> Tensor:
+    """The matrix whose blocks turn vectors v into w v w*/|w|^2 times a scale, by Hamilton's formula on unit vectors.
+
+    Args:
+        quaternions: w, (4, O/n, I/n).
+        scale: (O/n, I/n), or one number.
+        n: 3 for vectors (x, y, z); 4 for (real, x, y, z), of which the real part is 0.
+
+    Returns:
+        (O, I), component major, in double precision.
+    """
+    parts = _numpy(quaternions)
+    _, rows, columns = parts.shape
+    scales = np.broadcast_to(_numpy(scale), (rows, columns))
+    matrix = np.zeros((n, rows, n, columns))
+    for o, c, q in itertools.product(range(rows), range(columns), (1, 2, 3)):
+        w, unit = parts[:, o, c], [float(q == component) for component in range(4)]
+        image = hamilton_product(hamilton_product(w.tolist(), unit), (w * [1, -1, -1, -1]).tolist())
+        for p in (1, 2, 3):
+            matrix[p - 4, o, q - 4, c] = scales[o, c] * image[p] / (w**2).sum()
+    return torch.from_numpy(matrix.reshape(n * rows, n * columns))
 
 
 def complex_matrix(blocks: Tensor) -> Tensor:

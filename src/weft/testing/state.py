@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 import math
 import operator
 import re
@@ -68,14 +69,18 @@ def evaluate(formula: str, values: Mapping[str, float]) -> float:
 
 
 def _alternatives(formula: str, member: Parametrization, rows: int = 0) -> list[float]:
-    """Values of a formula; one in parentheses after it, ``a (b for ...)``, is an alternative."""
+    """Values of a formula; those in parentheses after it, ``a (b for ...; c for ...)``, are alternatives."""
     names = [name for name in dir(member) if isinstance(getattr(type(member), name, None), property)] + list(
         vars(member)
     )
     values = {n: v for n in names if isinstance(v := getattr(member, n), int | float) and not isinstance(v, bool)}
     values |= {"out": member.shape[0], "in": member.shape[1], "rows": rows}
     main, _, note = formula.partition(" (")
-    return [evaluate(text, values) for text in (main, note.partition(" for ")[0]) if text]
+    alternatives = [part.partition(" for ")[0].strip() for part in note.split(";")]
+    known = [
+        text for text in (main, *alternatives) if text and set(re.findall(r"[a-z_]+", text)) <= {*values, *_FUNCTIONS}
+    ]
+    return [evaluate(text, values) for text in known]
 
 
 def formulas_count_right(case: Case) -> None:
@@ -101,7 +106,8 @@ def record_names_parameters(case: Case) -> None:
     """Weight decay is decided for every parameter, and the record names nothing that does not exist."""
     record, member = case.record, case.member()
     parameters = {name for name, _ in member.named_parameters()}
-    tensors = parameters | {name for name, _ in member.named_buffers()}  # what is fixed by an option is a buffer
+    # What an option fixes is a buffer; what only some options make is declared in the class.
+    tensors = parameters | {name for name, _ in member.named_buffers()} | set(inspect.get_annotations(type(member)))
     assert parameters <= set(record.weight_decay), f"no decay rule for {parameters - set(record.weight_decay)}"
     assert set(record.weight_decay) | set(record.lr_multiplier) <= tensors, (
         "the record names a parameter that is not there"
@@ -114,9 +120,9 @@ def parameters_are_plain(case: Case) -> None:
     """Parameters are contiguous dense leaf tensors with storages of their own; the state dict holds tensors only."""
     member = case.member()
     tensors = dict(member.state_dict())
-    assert set(tensors) == {n for n, _ in [*member.named_parameters(), *member.named_buffers()]}, (
-        "hidden or extra state"
-    )
+    derived = {f"{m}.{n}".lstrip(".") for m, sub in member.named_modules() for n in sub._non_persistent_buffers_set}
+    stored = {n for n, _ in [*member.named_parameters(), *member.named_buffers()]} - derived
+    assert set(tensors) == stored, "hidden or extra state"
     for name, tensor in tensors.items():
         assert tensor.is_contiguous(), f"{name} is not contiguous"
         assert tensor.layout == torch.strided, f"{name} is not a plain dense tensor"

@@ -65,7 +65,8 @@ def stages_equal_dense(case: Case) -> None:
             assert_same(
                 oracles.apply_stages(stages, identity).T, case.dense(member), 1e-12, "the product of the stages"
             )
-            first = next((i for i, stage in enumerate(stages) if stage.inner % positions), 0)
+            plain = next((i for i, stage in enumerate(stages) if stage.inner == 1), 0)
+            first = next((i for i, stage in enumerate(stages) if stage.inner % positions), plain)
             matrix, inner = stages[first]
             assert inner == 1, f"stage {first} cuts a run of {positions} kernel positions"
             assert matrix.shape[2] % positions == 0, f"stage {first} sees {matrix.shape[2]} columns, no whole channels"
