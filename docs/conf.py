@@ -73,6 +73,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "tutorials",
     "filename_pattern": r"\.py$",
     "abort_on_example_error": True,
+    "matplotlib_animations": True,
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

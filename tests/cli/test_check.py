@@ -35,7 +35,7 @@ FAULTS = {
     "[8, 8] -> [8, wide]": "model.model.init_args.widths: expected int, got 'wide' in [8, 'wide']",
     "lr: 1e-2 -> model: null": "key 'model' is written twice",
     "parametrization: kronecker -> parametrization: kroneker": "got 'kroneker'; did you mean 'kronecker'?",
-    "{n: 2} -> {m: 2}": "model.model.init_args: family 'kronecker' has no option 'm' (it takes: n, algebra, rank, weight_init)",
+    "{n: 2} -> {m: 2}": "family 'kronecker' has no option 'm' (it takes: n, algebra, rank, weight_init)",
     "{n: 2} -> {n: two}": "model.model.init_args.options.n: expected int, null, got 'two'",
     "{n: 2} -> {share: 0.5}": "options.share: family 'kronecker' is not sized by share, but by 'n'",
     "kronecker, options: {n: 2} -> low_rank, options: {share: 1.5}": "options.share: must be in (0, 1], got 1.5",

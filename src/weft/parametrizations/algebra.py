@@ -186,7 +186,7 @@ def laws(algebra: str | Table, tolerance: float = 1e-9) -> dict[str, bool]:
 
     Returns:
         ``unital`` (e_0 is the one), ``commutative``, ``associative``, ``alternative`` (a(ab) = (aa)b and
-        (ba)a = b(aa)) and ``normed`` (|ab| = |a||b| in the Euclidean norm) to whether they hold.
+        (ba)a = b(aa)) and ``normed`` (the Euclidean norm of ab is that of a times that of b) to whether they hold.
 
     Example:
         >>> [law for law, holds in laws("octonion").items() if holds]

@@ -336,7 +336,7 @@ register(
         cls=Kronecker,
         title="Sum of Kronecker products (PHM, PHC, quaternion)",
         summary="n Kronecker products of a small mixing matrix and a block, with a learned or a fixed algebra.",
-        advice="1/n of the numbers at full rank, and faster from 1024 wide; for channels in groups that belong together.",
+        advice="1/n of the numbers at full rank, faster from 1024 wide; for channels in groups that belong together.",
         source="Zhang et al. 2021, https://arxiv.org/abs/2102.08597; Grassucci et al. 2022, https://arxiv.org/abs/2110.04176",
         options={
             "n": "dimension of the algebra; divides out and the input channels; default 4",
