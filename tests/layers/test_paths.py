@@ -70,7 +70,7 @@ def test_explained_path_is_the_one_that_runs(case, kind, path, monkeypatch):
         assert seen == {"factored"}
     if path == "factored" and case in (RANK, QUATERNION):
         assert seen <= {"factored", "stages", "cached stages"}
-        assert "stages" in seen
+        assert "stages" in seen or kind.cls is weft.Linear  # there is another factored product to choose
 
 
 def test_explain_computes_nothing_and_leaves_the_cache(monkeypatch):

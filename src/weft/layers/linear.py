@@ -14,6 +14,18 @@ from weft.layers.base import Layer
 from weft.parametrizations import Parametrization, Stage
 
 
+_CHUNK = 128
+
+
+def _stage_product(x: Tensor, stages: list[Stage]) -> Tensor:
+    rows = x.shape[0]
+    y = x.t()
+    for matrix, inner in stages:
+        groups, _, columns = matrix.shape
+        y = torch.bmm(matrix, y.reshape(groups, columns, inner * rows))
+    return y.reshape(y.shape[0] * y.shape[1] * stages[-1].inner, rows).t().contiguous()
+
+
 def run_stages(x: Tensor, stages: list[Stage], bias: Tensor | None) -> Tensor:
     """The product of an input with a matrix given by stages.
 
@@ -28,12 +40,11 @@ def run_stages(x: Tensor, stages: list[Stage], bias: Tensor | None) -> Tensor:
         (..., O).
     """
     rows = math.prod(x.shape[:-1])
-    y = x.reshape(rows, x.shape[-1]).t()
-    for matrix, inner in stages:
-        groups, _, columns = matrix.shape
-        y = torch.bmm(matrix, y.reshape(groups, columns, inner * rows))
-    out_features = y.shape[0] * y.shape[1] * stages[-1].inner
-    y = y.reshape(out_features, rows).t().contiguous().reshape(*x.shape[:-1], out_features)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or rows < 4 * _CHUNK:
+        y = _stage_product(x.reshape(rows, x.shape[-1]), stages)
+    else:  # what the stages pass on stays in the caches
+        y = torch.cat([_stage_product(part, stages) for part in x.reshape(rows, x.shape[-1]).split(_CHUNK)])
+    y = y.reshape(*x.shape[:-1], y.shape[-1])
     return y if bias is None else y + bias.to(y.dtype)
 
 

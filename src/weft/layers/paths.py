@@ -104,10 +104,13 @@ def seconds(
             return math.inf
         time_s = 0.0
         for groups, out, columns, inner in shapes:
-            numbers = groups * out * columns + rows * groups * inner * (out + columns)
-            time_s += product(
-                rows * groups * out * columns * inner, numbers, 2
-            )  # the reshapes cost as much as a launch
+            plain = groups == inner == 1
+            # Small blocks reach less of a large product's speed (fitted), and their reshapes cost as much as kernels.
+            side = math.sqrt(out * columns)
+            efficiency = 0.85 if plain or inner > 1 else min(max(0.27 + 0.13 * math.log2(side / 64), 0.2), 0.85)
+            work = rows * groups * out * columns * inner / efficiency
+            time_s += product(int(work), groups * out * columns, 2 if plain else 5)
+            time_s += rows * groups * inner * (out + columns) * itemsize / speed.bytes_per_s
         building = parametrization.stage_build_cost() if way == "stages" else 0
         return time_s + (product(building, 3 * dense, 2) if building else 0.0)
     time_s = product(rows * dense, dense + activations)
