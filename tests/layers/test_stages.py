@@ -163,11 +163,11 @@ def test_half_precision_never_runs_on_differences_of_blocks() -> None:
 
 
 def test_explain_tells_products_and_multiply_adds() -> None:
-    layer = weft.Linear(1024, 1024, parametrization="kronecker", algebra="quaternion").eval()
+    layer = weft.Linear(2048, 2048, parametrization="kronecker", algebra="quaternion").eval()
     with torch.no_grad():
-        explanation = layer.explain(torch.empty(256, 1024))
+        explanation = layer.explain(torch.empty(256, 2048))
     assert explanation.path == "cached stages" and "8 products" in explanation.why
-    rows, block = 256, 256
+    rows, block = 256, 512
     assert explanation.macs == rows * (8 * block * block + 8 * 4 * block * 2)
 
 

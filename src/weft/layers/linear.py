@@ -13,8 +13,7 @@ from weft.errors import SizeError
 from weft.layers.base import Layer
 from weft.parametrizations import Parametrization, Stage
 
-
-_CHUNK = 128
+_CHUNK = 128  # rows of one part of a large input
 
 
 def _stage_product(x: Tensor, stages: list[Stage]) -> Tensor:
