@@ -118,7 +118,7 @@ FAULTS = [
     Fault(ALGEBRA, "table.permute(0, 2, 1).reshape", "table.reshape", "fast product of the transposed table"),
     Fault(ALGEBRA, "(table - table.permute(2, 1, 0))", "(table - table)", "every algebra commutes"),
     Fault(ALGEBRA, "1 - cosines.square()", "1 - cosines", "distance of algebras"),
-    Fault(CP, "if gain > 0:", "if True:", "steps uphill are taken"),
+    Fault(CP, "step = -(jacobian.T", "step = (jacobian.T", "steps uphill"),
     Fault(CP, "return 5 if n == 3 else", "return", "rank of 3 x 3 x 3"),
     Fault(KRON, "Stage(c.T.unsqueeze(0), columns)", "Stage(b.T.unsqueeze(0), columns)", "factors of A exchanged"),
     Fault(

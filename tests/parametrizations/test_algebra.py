@@ -1,13 +1,21 @@
 """Tables of algebras against independent arithmetic, their laws, and products in few multiplications."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from weft.errors import OptionError, SizeError, UnknownNameError
-from weft.parametrizations import algebras, check_laws, fast_product, laws, multiplication_table
+from weft.parametrizations import (
+    algebra_distance,
+    algebras,
+    check_laws,
+    fast_product,
+    laws,
+    multiplication_table,
+)
 from weft.parametrizations.algebra import decompose, dimension, expected_rank
 from weft.parametrizations.cp import amplification
 from weft.testing import oracles
@@ -399,3 +407,18 @@ def test_no_fast_product_is_expected_where_none_is_known():
     assert expected_rank(None, 1) is None
     assert expected_rank(None, 16) is None
     assert [expected_rank(None, n) for n in (2, 3, 4, 8)] == [2, 5, 7, 24]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, 1.1, math.pi / 2])
+def test_distance_of_spaces_at_a_known_angle(angle):
+    first, second = torch.zeros(2, 2, 2, dtype=torch.float64), torch.zeros(2, 2, 2, dtype=torch.float64)
+    for i in range(2):  # both principal angles are the given one
+        first[i, 0, i] = 1
+        second[i, 0, i], second[i, 1, i] = math.cos(angle), math.sin(angle)
+    recombined = torch.einsum("ij,jpq->ipq", torch.tensor([[2.0, 1.0], [-1.0, 0.5]], dtype=torch.float64), second)
+    assert algebra_distance(first, recombined) == pytest.approx(math.sin(angle), abs=1e-7)
+
+
+def test_distance_needs_the_same_dimension():
+    with pytest.raises(SizeError, match="same n, got 2 and 4"):
+        algebra_distance(multiplication_table("complex"), "quaternion")
