@@ -21,8 +21,8 @@ def test_every_family_has_a_case():
 
 
 def test_number_of_checks():
-    assert len(checks()) == 23
-    assert len(checks(LOW_RANK)) == 22  # fitting_is_refused is for families without fit_
+    assert len(checks()) == 24
+    assert len(checks(LOW_RANK)) == 23  # fitting_is_refused is for families without fit_
 
 
 # ---------------------------------------------------------------- families that break one promise each
@@ -50,6 +50,11 @@ class ForgetsBias(Sloppy):
 class FlattensRows(Sloppy):
     def linear(self, x, bias=None):
         return super().linear(x.reshape(-1, x.shape[-1]), bias)
+
+
+class WrongRows(Sloppy):
+    def rows(self, index):
+        return super().rows(index % (self.shape[0] - 1))
 
 
 class SwapsStages(Sloppy):
@@ -134,6 +139,7 @@ BROKEN = {
     WrongOracle: "dense_equals_oracle",
     ForgetsBias: "product_equals_dense",
     FlattensRows: "product_equals_dense",
+    WrongRows: "rows_equal_dense",
     SwapsStages: "stages_equal_dense",
     IgnoresDtype: "dtypes_and_devices",
     UnusedParameter: "parameters_are_used",

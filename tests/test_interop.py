@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,17 @@ from tests.cases import CASES, PHM
 from torch import nn
 
 import weft
-from weft.testing import assert_same, interoperability_checks, kinds, parametrize_with_interoperability
+from weft.testing import (
+    assert_same,
+    interoperability_checks,
+    kinds,
+    parametrize_with_interoperability,
+    wrapped_kinds,
+)
 from weft.testing.exports import compiles_in_one_graph
 from weft.testing.parallel import check_data_parallel
 
-KINDS = kinds()
+KINDS, WRAPPED = kinds(), wrapped_kinds()
 
 
 @parametrize_with_interoperability(CASES)
@@ -21,8 +28,21 @@ def test_interoperability(case, kind, check):
     check(case, kind)
 
 
+@parametrize_with_interoperability(
+    [case for case in CASES if case is not PHM], [replace(kind, heavy=False) for kind in WRAPPED.values()]
+)
+def test_interoperability_of_other_modules(case, kind, check):
+    check(case, kind)
+
+
+@parametrize_with_interoperability([PHM], WRAPPED.values())
+def test_interoperability_of_other_modules_in_full(case, kind, check):
+    check(case, kind)
+
+
 def test_number_of_checks():
     assert len(KINDS) == 7
+    assert len(WRAPPED) == 5
     assert len(interoperability_checks()) == 19
     assert len(interoperability_checks(KINDS["Conv1d"])) == 16
 

@@ -18,8 +18,12 @@ from weft.layers import Conv3d
 from weft.layers import ConvTranspose1d
 from weft.layers import ConvTranspose2d
 from weft.layers import ConvTranspose3d
+from weft.layers import Embedding
+from weft.layers import GRU
 from weft.layers import LRLinear
+from weft.layers import LSTM
 from weft.layers import Linear
+from weft.layers import MultiheadAttention
 from weft.layers import PHConv1d
 from weft.layers import PHConv2d
 from weft.layers import PHConv3d
@@ -34,6 +38,7 @@ from weft.layers import QuaternionConvTranspose1d
 from weft.layers import QuaternionConvTranspose2d
 from weft.layers import QuaternionConvTranspose3d
 from weft.layers import QuaternionLinear
+from weft.layers import RNN
 from weft.layers import ResidualGate
 from weft.layers import clear_cache
 from weft.parametrizations import Parametrization
@@ -49,14 +54,19 @@ from weft.surgery import verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Embedding",
     "LRLinear",
     "Linear",
+    "MultiheadAttention",
     "PHConv1d",
     "PHConv2d",
     "PHConv3d",

@@ -108,8 +108,9 @@ def test_root_layer_hooks_and_attention() -> None:
     assert isinstance(converted, weft.Linear)
     converted(torch.randn(2, 8))
     assert calls == [1]
-    attention, report = weft.convert(nn.MultiheadAttention(8, 2), "low_rank", rank=3, return_report=True)
-    assert "may read .weight" in report.converted[0].note
+    only_output = {"where": lambda name, module: name == "out_proj"}
+    attention, report = weft.convert(nn.MultiheadAttention(8, 2), "low_rank", rank=3, return_report=True, **only_output)
+    assert "may read .weight" in report.converted[0].note and "said no" in report.skipped[""]
     x = torch.randn(5, 2, 8)
     torch.testing.assert_close(attention(x, x, x)[0], weft.fold(attention)(x, x, x)[0])
 

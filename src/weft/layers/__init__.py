@@ -1,13 +1,18 @@
 """Who uses a weight: layers of torch whose weight is any parametrization. No layer knows a family."""
 
+from weft.layers.attention import MultiheadAttention
 from weft.layers.base import Layer
 from weft.layers.base import clear_cache
+from weft.layers.composite import Composite
+from weft.layers.composite import parametrizations_of
+from weft.layers.composite import weft_modules
 from weft.layers.conv import Conv1d
 from weft.layers.conv import Conv2d
 from weft.layers.conv import Conv3d
 from weft.layers.conv import ConvTranspose1d
 from weft.layers.conv import ConvTranspose2d
 from weft.layers.conv import ConvTranspose3d
+from weft.layers.embedding import Embedding
 from weft.layers.gate import ResidualGate
 from weft.layers.linear import Linear
 from weft.layers.named import LRLinear
@@ -25,17 +30,27 @@ from weft.layers.named import QuaternionConvTranspose1d
 from weft.layers.named import QuaternionConvTranspose2d
 from weft.layers.named import QuaternionConvTranspose3d
 from weft.layers.named import QuaternionLinear
+from weft.layers.recurrent import GRU
+from weft.layers.recurrent import LSTM
+from weft.layers.recurrent import RNN
+from weft.layers.recurrent import Recurrent
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Composite",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Embedding",
     "LRLinear",
     "Layer",
     "Linear",
+    "MultiheadAttention",
     "PHConv1d",
     "PHConv2d",
     "PHConv3d",
@@ -50,6 +65,9 @@ __all__ = [
     "QuaternionConvTranspose2d",
     "QuaternionConvTranspose3d",
     "QuaternionLinear",
+    "Recurrent",
     "ResidualGate",
     "clear_cache",
+    "parametrizations_of",
+    "weft_modules",
 ]

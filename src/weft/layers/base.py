@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, SizeError, nearest_name
-from weft.layers.cache import WeightCache, count_sources, in_transform, is_tracing, plain_arithmetic
+from weft.layers.cache import WeightCache, count_sources, in_transform, is_autocast, is_tracing, plain_arithmetic
 from weft.layers.paths import Explanation, explain, plan
 from weft.parametrizations import Parametrization, Stage, make, record_of
 
@@ -33,6 +33,8 @@ class Layer(nn.Module, abc.ABC):
     torch_class: ClassVar[type[nn.Module]]
     #: Seconds that starting one product costs on top of a plain kernel; convolutions have more to set up.
     _floor_s: ClassVar[float] = 0.0
+    #: Variance of an initial entry where it does not depend on the sizes; None for 1/(3*in), as torch's products.
+    _default_variance: ClassVar[float | None] = None
     parametrization: Parametrization
     bias: nn.Parameter | None
 
@@ -66,7 +68,8 @@ class Layer(nn.Module, abc.ABC):
         options = {name: value for name, value in options.items() if value is not None}
         fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(template.weight)
         self._bias_bound = fan_in**-0.5 if fan_in else 0.0
-        variance = {"default": 1 / (3 * fan_in), "he": 2 / fan_in, "glorot": 2 / (fan_in + fan_out)}[init]
+        default = 1 / (3 * fan_in) if self._default_variance is None else self._default_variance
+        variance = {"default": default, "he": 2 / fan_in, "glorot": 2 / (fan_in + fan_out)}[init]
         if isinstance(parametrization, Parametrization):
             if options or init != "default":
                 names = ", ".join([*options, *(["init"] if init != "default" else [])])
@@ -92,7 +95,7 @@ class Layer(nn.Module, abc.ABC):
         self.path = path
         self._cache = WeightCache()
         self._stage_cache = WeightCache()
-        if template.bias is None:
+        if getattr(template, "bias", None) is None:
             self.register_parameter("bias", None)
         else:
             self.bias = nn.Parameter(torch.empty(template.bias.shape, device=device, dtype=dtype))
@@ -162,7 +165,7 @@ class Layer(nn.Module, abc.ABC):
         else:
             plan = self._cached_plan
         way = plan.few if plan.few is plan.some is plan.many else plan.way(self._rows(x))
-        if self._sensitive and way.endswith("stages") and torch.is_autocast_enabled(x.device.type):
+        if self._sensitive and way.endswith("stages") and is_autocast(x.device.type):
             return "cached"  # sums and differences of blocks lose too much in half precision
         return way
 
@@ -266,7 +269,7 @@ class Layer(nn.Module, abc.ABC):
         if not isinstance(module, cls.torch_class):
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
         weight: Any = module.weight
-        bias: Any = module.bias
+        bias: Any = getattr(module, "bias", None)
         layer = cls(
             **cls._arguments_of(module),
             parametrization=family,

@@ -71,6 +71,18 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_autocast(device: str) -> bool:
+    """Whether autocast is on.
+
+    Args:
+        device: type of the device that is meant; the meta device knows no autocast.
+
+    Returns:
+        True if so.
+    """
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 @contextlib.contextmanager
 def plain_arithmetic(device: str) -> Iterator[None]:
     """No gradients, no inference mode, no autocast, whatever is on outside.

@@ -174,13 +174,12 @@ class Explanation:
 
     def __str__(self) -> str:
         times = ", ".join(f"{way} {s * 1e6:.1f} us" for way, s in self.predicted_s.items())
+        ratio = f"; ratio {self.macs / self.dense_macs:.3g}" if self.dense_macs else ""
         return (
             f"path          {self.path}: {self.why}\n"
             f"rows          {self.rows}\n"
-            f"multiply-adds {self.macs:,} (plain layer {self.dense_macs:,}; "
-            f"ratio {self.macs / max(self.dense_macs, 1):.3g})\n"
-            f"weight bytes  {self.weight_bytes:,}\n"
-            f"predicted     {times}"
+            f"multiply-adds {self.macs:,} (plain layer {self.dense_macs:,}{ratio})\n"
+            f"weight bytes  {self.weight_bytes:,}" + (f"\npredicted     {times}" if times else "")
         )
 
 

@@ -20,6 +20,7 @@ from weft.parametrizations.registry import family
 from weft.parametrizations.registry import make
 from weft.parametrizations.registry import record_of
 from weft.parametrizations.registry import register
+from weft.parametrizations.stacked import Stacked
 
 __all__ = [
     "Dense",
@@ -28,6 +29,7 @@ __all__ = [
     "LowRank",
     "Parametrization",
     "QuaternionRotation",
+    "Stacked",
     "Stage",
     "StageShape",
     "algebra_distance",

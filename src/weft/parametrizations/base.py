@@ -105,6 +105,28 @@ class Parametrization(nn.Module, abc.ABC):
         """
         return F.linear(x, self.dense(), bias)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """Some rows of the matrix, such as an embedding looks up, without the others where the family can.
+
+        Args:
+            index: integers in 0..O-1, of any shape.
+
+        Returns:
+            (*index.shape, I).
+        """
+        return self.dense()[index]
+
+    def rows_cost(self, count: int) -> int:
+        """Multiply-adds of ``rows``.
+
+        Args:
+            count: number of rows asked for.
+
+        Returns:
+            multiply-adds; by default those of building W.
+        """
+        return self.build_cost()
+
     def stages(self) -> list[Stage] | None:
         """The same map as a short product of stages, first applied first; None where there is no such form.
 

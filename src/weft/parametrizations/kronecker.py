@@ -234,6 +234,15 @@ class Kronecker(Parametrization):
         y = (mixing.to(z.dtype) @ z).reshape(*x.shape[:-1], n * rows)
         return y if bias is None else y + bias.to(y.dtype)
 
+    def rows(self, index: Tensor) -> Tensor:
+        rows = self.shape[0] // self.n
+        mixing = self._mixing()[:, index // rows].movedim(0, -1)  # (..., q, i)
+        blocks = self.blocks[:, index % rows].movedim(0, -2)  # (..., i, c)
+        return (mixing @ blocks).flatten(-2)
+
+    def rows_cost(self, count: int) -> int:
+        return count * self.n * self.shape[1]
+
     # ------------------------------------------------------------------ R products instead of n^2
 
     def _expected_rank(self, evaluation: bool) -> int | None:

@@ -126,6 +126,12 @@ class LowRank(Parametrization):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(F.linear(x, self.right), self.left, bias)
 
+    def rows(self, index: Tensor) -> Tensor:
+        return self.left[index] @ self.right
+
+    def rows_cost(self, count: int) -> int:
+        return count * self.rank * self.shape[1]
+
     def stages(self) -> list[Stage]:
         return [Stage(self.right.unsqueeze(0)), Stage(self.left.unsqueeze(0))]
 

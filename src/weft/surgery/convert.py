@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -10,13 +11,29 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from weft.errors import ConversionError, WeftError
-from weft.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Layer, Linear
+from weft.layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Composite,
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    Embedding,
+    Layer,
+    Linear,
+    MultiheadAttention,
+    parametrizations_of,
+)
 from weft.parametrizations import check_options
 from weft.surgery.tables import format_table
 from weft.surgery.walk import carry_hooks, copy_with
 
 #: Exact types only: a subclass may compute something else. The last one is nn.MultiheadAttention's output projection.
-_REPLACEMENTS: dict[type[nn.Module], type[Layer]] = {
+_REPLACEMENTS: dict[type[nn.Module], type[Layer | Composite]] = {
     nn.Linear: Linear,
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
@@ -24,6 +41,11 @@ _REPLACEMENTS: dict[type[nn.Module], type[Layer]] = {
     nn.ConvTranspose1d: ConvTranspose1d,
     nn.ConvTranspose2d: ConvTranspose2d,
     nn.ConvTranspose3d: ConvTranspose3d,
+    nn.Embedding: Embedding,
+    nn.RNN: RNN,
+    nn.GRU: GRU,
+    nn.LSTM: LSTM,
+    nn.MultiheadAttention: MultiheadAttention,
     NonDynamicallyQuantizableLinear: Linear,
 }
 _CANDIDATES = tuple(_REPLACEMENTS)
@@ -38,9 +60,9 @@ class Converted:
         name: its place in the model; the first one if it stands in several.
         kind: class of the plain layer.
         family: name of the family.
-        parameters: stored numbers of the new weight.
+        parameters: stored numbers of the new weights.
         share: stored over dense numbers.
-        error: relative error of the weight.
+        error: relative error of the weight; the largest where there are several.
         note: what to know about it, or "".
     """
 
@@ -103,9 +125,11 @@ def convert(
 ) -> nn.Module | tuple[nn.Module, ConversionReport]:
     """A copy of a model in which plain layers are replaced by the nearest members of a family.
 
-    Linear, convolution and transposed convolution layers are replaced; every other module, and every layer whose sizes
-    the family cannot take, stays as it is and is named in the report with the reason. Device, dtype, mode, hooks,
-    biases and ties are kept: a module that stands in several places is replaced by one module in all of them.
+    Linear, convolution, transposed convolution, embedding, recurrent and attention layers are replaced; every other
+    module, and every layer whose sizes the family cannot take, stays as it is and is named in the report with the
+    reason. Of a recurrent or attention layer, the weights whose sizes the family cannot take stay dense. Device,
+    dtype, mode, hooks, biases and ties are kept: a module that stands in several places is replaced by one module in
+    all of them.
 
     Args:
         model: the model; it is left as it is.
@@ -140,8 +164,9 @@ def convert(
     replacements: dict[nn.Module, nn.Module] = {}
     converted: list[Converted] = []
     skipped: dict[str, str] = {}
+    done: set[nn.Module] = set()  # parts of what was replaced as a whole
     for module, names in places.items():
-        if not isinstance(module, (*_CANDIDATES, Layer)):
+        if not isinstance(module, (*_CANDIDATES, Layer, Composite)) or module in done:
             continue
         reason = _obstacle(module, owners)
         if reason is None and where is not None and not any(where(name, module) for name in names):
@@ -156,13 +181,13 @@ def convert(
             continue
         carry_hooks(module, layer)
         replacements[module] = layer
-        weight = layer.parametrization
+        done.update(module.modules())
+        weights = parametrizations_of(layer)
+        stored, size = sum(w.num_parameters for w in weights), sum(math.prod(w.shape) for w in weights)
+        note = _note(layer, names, model)
         converted.append(
-            Converted(
-                names[0], type(module).__name__, family, weight.num_parameters, weight.share, weight.fit_error,
-                _note(names, model),
-            )
-        )  # fmt: skip
+            Converted(names[0], type(module).__name__, family, stored, stored / size, layer.fit_error, note)
+        )
     if not converted:
         reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in skipped.items())
         raise ConversionError(f"convert found no layer that it could replace by {family!r}: {reasons or 'no layers'}")
@@ -182,24 +207,31 @@ def _owners(places: dict[nn.Module, list[str]]) -> dict[int, list[str]]:
 
 def _obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
     """Why a layer cannot be replaced whatever the family, None if it can."""
-    if isinstance(module, Layer):
+    if isinstance(module, Layer | Composite):
         return "it is a Weft layer already; fold the model first to convert it anew"
     if type(module) not in _REPLACEMENTS:
         return f"{type(module).__name__} is a subclass of a plain layer and may compute something else"
-    if set(module._parameters) != {"weight", "bias"}:
-        return "its weight is already re-parametrised (weight norm, pruning or another); remove that first"
-    if isinstance(module.weight, nn.UninitializedParameter):
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters()):
         return "it is lazy and has no weight yet; run the model once first"
-    if module.weight.is_meta:
-        return "its weight is on the meta device, so there are no values to fit"
-    sharing = owners[id(module.weight)]
-    if len(sharing) > 1:
-        return f"its weight is shared by several modules ({', '.join(sharing)}), and replacing one would untie them"
+    try:
+        plain = type(module)(**_REPLACEMENTS[type(module)]._arguments_of(module), device="meta")
+    except WeftError as error:
+        return str(error)
+    if {name for name, _ in module.named_parameters()} != {name for name, _ in plain.named_parameters()}:
+        return "its weight is already re-parametrised (weight norm, pruning or another); remove that first"
+    for parameter in module.parameters():
+        if parameter.is_meta:
+            return "its weight is on the meta device, so there are no values to fit"
+        sharing = owners[id(parameter)]
+        if parameter.dim() > 1 and len(sharing) > 1:
+            return f"its weight is shared by several modules ({', '.join(sharing)}), and replacing one would untie them"
     return None
 
 
-def _note(names: list[str], model: nn.Module) -> str:
-    """A warning where the surrounding module reads ``.weight`` instead of calling the layer."""
+def _note(layer: Layer | Composite, names: list[str], model: nn.Module) -> str:
+    """What stayed dense inside, or that the surrounding module reads ``.weight`` instead of calling the layer."""
+    if isinstance(layer, Composite):
+        return "; ".join(f"kept dense: {reason}" for reason in layer.kept_dense)
     for name in names:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, _READS_WEIGHT):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from weft.errors import FoldError
-from weft.layers import Layer
+from weft.layers import weft_modules
 from weft.surgery.walk import call, carry_hooks, copy_with, evaluation, relative_difference
 
 
@@ -37,10 +37,9 @@ def fold(model: nn.Module, check: Any = None, rtol: float = 1e-4) -> nn.Module:
         <class 'torch.nn.modules.linear.Linear'>
     """
     replacements: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, Layer):
-            replacements[module] = module.fold()
-            carry_hooks(module, replacements[module])
+    for _, module in weft_modules(model):
+        replacements[module] = module.fold()
+        carry_hooks(module, replacements[module])
     plain = copy_with(model, replacements)
     if check is not None:
         with evaluation(model, plain):

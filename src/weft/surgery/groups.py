@@ -8,7 +8,7 @@ from torch import nn
 
 from weft.errors import OptionError
 from weft.layers import ResidualGate
-from weft.parametrizations import Parametrization, record_of
+from weft.parametrizations import Parametrization, Stacked, record_of
 
 _UNDECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ResidualGate)
 
@@ -49,13 +49,16 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
 
     members = [module for module in model.modules() if isinstance(module, Parametrization)]
     for member in members:  # first, and outermost first: a family's own rule comes before any other
+        if isinstance(member, Stacked):
+            continue  # its parts have rules of their own
         record = record_of(member)
         for name, parameter in member.named_parameters():
             multiplier = record.lr_multiplier.get(name, 1.0) if record else 1.0
             add(parameter, multiplier, record.weight_decay.get(name, True) if record else True)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            add(parameter, 1.0, not (isinstance(module, _UNDECAYED) or name.endswith("bias")))
+            bias = name.startswith("bias") or name.endswith("bias")  # bias_ih_l0, in_proj_bias
+            add(parameter, 1.0, not (bias or isinstance(module, _UNDECAYED)))
     if not groups:
         raise OptionError("model has no trainable parameters; unfreeze some, or there is nothing to optimise")
     return [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(groups)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from weft.layers import Layer
+from weft.layers import Composite, Layer, Recurrent, parametrizations_of, weft_modules
 from weft.surgery.tables import format_table
 from weft.surgery.walk import call, evaluation
 
@@ -96,17 +97,23 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     macs = {} if example is None else _count(model, example)
     rows: list[Row] = []
     dense = 0
+    ours: dict[nn.Module, Layer | Composite] = {module: module for _, module in weft_modules(model)}
+    inside = {part for module in ours for part in module.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, Layer):
-            weight = module.parametrization
-            own = weight.num_parameters + (0 if module.bias is None else module.bias.numel())
-            dense_row = weight.shape[0] * weight.shape[1]
-            dense += own - weight.num_parameters + dense_row
-            count = min(weight.cost(1), dense_row) if example is None else macs.get(module, 0)
-            family = weight.family or type(weight).__name__
-            rows.append(Row(name, type(module).__name__, family, own, weight.share, count, weight.fit_error))
+        if module in ours:
+            layer = ours[module]
+            weights = parametrizations_of(layer)
+            own = sum(p.numel() for p in layer.parameters())
+            stored, size = sum(w.num_parameters for w in weights), sum(math.prod(w.shape) for w in weights)
+            dense += own - stored + size
+            if example is None:
+                count = sum(min(w.cost(1), math.prod(w.shape)) for w in weights)
+            else:
+                count = sum(macs.get(part, 0) for part in layer.modules())
+            families = "+".join(dict.fromkeys(w.family or type(w).__name__ for w in weights))
+            rows.append(Row(name, type(layer).__name__, families, own, stored / size, count, layer.fit_error))
             continue
-        if any(name == outer.name or name.startswith(_inside(outer.name)) for outer in rows if outer.share is not None):
+        if module in inside:
             continue  # part of a Weft layer that is counted already
         own = sum(p.numel() for p in module._parameters.values() if p is not None)
         if own:
@@ -118,10 +125,6 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     return Summary(tuple(rows), dense, example is None)
 
 
-def _inside(name: str) -> str:
-    return f"{name}." if name else ""
-
-
 def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
     """Multiply-adds of every layer in one evaluation of the example."""
     macs: dict[nn.Module, int] = {}
@@ -129,6 +132,8 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
     def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if isinstance(module, Layer):
             count = module.explain(inputs[0]).macs
+        elif isinstance(module, Recurrent):  # one kernel, on whole weights
+            count = module.positions(inputs[0]) * sum(math.prod(w.shape) for w in parametrizations_of(module))
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
             count = inputs[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.modules.conv._ConvNd):
@@ -137,7 +142,7 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
             count = output.numel() * module.in_features
         macs[module] = macs.get(module, 0) + count
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (Layer, *_PLAIN))]
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (Layer, Recurrent, *_PLAIN))]
     try:
         with evaluation(model):
             call(model, example)

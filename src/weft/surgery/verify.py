@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from weft.errors import WeftError
-from weft.layers import Layer
+from weft.layers import weft_modules
 from weft.surgery.tables import format_table
 from weft.surgery.walk import call, evaluation, relative_difference
 
@@ -51,7 +52,7 @@ def verify(model: nn.Module, plain: nn.Module, example: Any) -> Verification:
         >>> report.output < 1e-5
         True
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, Layer)]
+    names = [name for name, _ in weft_modules(model)]
     known = dict(plain.named_modules())
     if missing := [name for name in names if name not in known]:
         raise WeftError(f"plain must have a module in the place of every Weft layer of model; missing: {missing}")
@@ -65,12 +66,12 @@ def verify(model: nn.Module, plain: nn.Module, example: Any) -> Verification:
     return Verification(relative_difference(got, expected), layers)
 
 
-def _record(model: nn.Module, names: list[str], example: Any) -> tuple[Any, dict[str, Tensor]]:
+def _record(model: nn.Module, names: list[str], example: Any) -> tuple[Any, dict[str, Any]]:
     """The output, and the outputs of the named modules."""
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Any] = {}
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda _m, _i, y, name=name: outputs.__setitem__(name, y.clone())
+            lambda _m, _i, y, name=name: outputs.__setitem__(name, tree_map_only(Tensor, Tensor.clone, y))
         )
         for name in names
     ]

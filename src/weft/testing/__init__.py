@@ -9,6 +9,7 @@ from weft.testing.interop import interoperability_checks
 from weft.testing.interop import parametrize_with_interoperability
 from weft.testing.kinds import Kind
 from weft.testing.kinds import kinds
+from weft.testing.kinds import wrapped_kinds
 
 __all__ = [
     "Case",
@@ -20,4 +21,5 @@ __all__ = [
     "oracles",
     "parametrize_with_contract",
     "parametrize_with_interoperability",
+    "wrapped_kinds",
 ]

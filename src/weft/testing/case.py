@@ -81,6 +81,11 @@ class Case:
             )
         return record
 
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Checks that the family, or these options, cannot pass, and why."""
+        return {**self.record.expected_failures, **self.expected_failures}
+
     def __repr__(self) -> str:
         return self.name
 

@@ -9,7 +9,7 @@ def test_contract(case, check):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from weft.testing import fitting, state, values
@@ -53,17 +53,19 @@ def parametrize_with_contract(cases: Iterable[Case]) -> pytest.MarkDecorator:
     Returns:
         the decorator; the test function takes ``case`` and ``check``.
     """
-    pairs = [(case, name, (case, check)) for case in cases for name, check in checks(case).items()]
-    return parametrize("case, check", pairs)
+    given = [(case.reasons, name, (case, check)) for case in cases for name, check in checks(case).items()]
+    return parametrize("case, check", given)
 
 
-def parametrize(arguments: str, pairs: Iterable[tuple[Case, str, tuple[Any, ...]]]) -> pytest.MarkDecorator:
-    """Parameters from (case, name of the check, values); the names of the values are the name of the test."""
+def parametrize(
+    arguments: str, parameters_of_tests: Iterable[tuple[Mapping[str, str], str, tuple[Any, ...]]]
+) -> pytest.MarkDecorator:
+    """Parameters from (check to why it must fail, name of the check, values); the values' names name the test."""
     import pytest
 
     parameters = []
-    for case, name, given in pairs:
-        reason = {**case.record.expected_failures, **case.expected_failures}.get(name)
+    for reasons, name, given in parameters_of_tests:
+        reason = reasons.get(name)
         marks = () if reason is None else (pytest.mark.xfail(reason=reason, strict=True),)
         label = "-".join(name if callable(value) else str(value) for value in given)
         parameters.append(pytest.param(*given, id=label, marks=marks))

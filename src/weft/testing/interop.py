@@ -41,23 +41,27 @@ def interoperability_checks(kind: Kind | None = None) -> dict[str, Interoperabil
     return {function.__name__: function for function in functions}
 
 
-def parametrize_with_interoperability(cases: Iterable[Case]) -> pytest.MarkDecorator:
+def parametrize_with_interoperability(
+    cases: Iterable[Case], of_kinds: Iterable[Kind] | None = None
+) -> pytest.MarkDecorator:
     """A pytest decorator that runs a test function once per case, kind of layer and check.
 
-    ``expected_failures`` of the record hold here too.
+    ``expected_failures`` of the record, the case and the kind hold here too.
 
     Args:
         cases: what to test.
+        of_kinds: in which kinds of layers; None for the linear ones and convolutions, ``kinds()``.
 
     Returns:
         the decorator; the test function takes ``case``, ``kind`` and ``check``.
     """
+    chosen = list(kinds().values() if of_kinds is None else of_kinds)
     return parametrize(
         "case, kind, check",
         (
-            (case, name, (case, kind, check))
+            ({**case.reasons, **kind.expected_failures}, name, (case, kind, check))
             for case in cases
-            for kind in kinds().values()
+            for kind in chosen
             for name, check in interoperability_checks(kind).items()
         ),
     )

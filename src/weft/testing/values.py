@@ -53,6 +53,22 @@ def product_equals_dense(case: Case) -> None:
         assert_same(member.linear(transposed), transposed @ matrix.T, 1e-12, "linear of a non-contiguous input")
 
 
+def rows_equal_dense(case: Case) -> None:
+    """``rows`` picks rows of ``dense()``, for indices of every shape, also repeated ones, with the same gradients."""
+    for member in _members(case):
+        matrix = case.dense(member)
+        for shape in ((), (0,), (5,), (2, 3)):
+            index = torch.randint(0, member.shape[0], shape)
+            assert_same(member.rows(index), matrix[index], 1e-12, f"rows(index) for an index of shape {shape}")
+        index = torch.tensor([0, member.shape[0] - 1, 0])
+        weights, parameters = torch.randn(3, member.shape[1], dtype=torch.float64), list(member.parameters())
+        got = torch.autograd.grad((member.rows(index) * weights).sum(), parameters)
+        want = torch.autograd.grad((member.dense()[index] * weights).sum(), parameters)
+        for slope, expected in zip(got, want, strict=True):
+            assert_same(slope, expected, 1e-11, "a gradient through rows")
+        assert member.rows_cost(3) >= 0
+
+
 def stages_equal_dense(case: Case) -> None:
     """The stages, where there are some, are the same map, and only one of them sees kernel positions."""
     for positions in (1, 3):
@@ -155,6 +171,7 @@ def reset_draws_anew(case: Case) -> None:
 CHECKS = (
     dense_equals_oracle,
     product_equals_dense,
+    rows_equal_dense,
     stages_equal_dense,
     dtypes_and_devices,
     gradients_are_right,
