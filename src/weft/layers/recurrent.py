@@ -158,10 +158,10 @@ class RNN(Recurrent):
         batch_first: whether inputs are (batch, T, I) instead of (T, batch, I).
         dropout: between the layers, in [0, 1].
         bidirectional: whether a second network runs backwards.
-        parametrization: family name (``weft.families()``), or a function ``make(shape, variance=..., device=...,
-            dtype=...)`` that gives a member.
         device: as in torch.
         dtype: as in torch.
+        parametrization: family name (``weft.families()``), or a function ``make(shape, variance=..., device=...,
+            dtype=...)`` that gives a member.
         **options: of the family, such as ``n`` or ``share``; they hold for every weight of every gate.
 
     Raises:
@@ -216,8 +216,21 @@ class RNN(Recurrent):
 class GRU(Recurrent):
     """Gated recurrent unit with weights of any family; every one of its three gates is a member by itself.
 
-    Takes the arguments of ``torch.nn.GRU`` and gives what it gives, then by name ``parametrization`` and the family's
-    options, as ``weft.RNN``.
+    Gives what ``torch.nn.GRU`` gives; the weights are built once per call, and kept in evaluation.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: number of layers, at least 1.
+        bias: whether to add biases.
+        batch_first: whether inputs are (batch, T, I) instead of (T, batch, I).
+        dropout: between the layers, in [0, 1].
+        bidirectional: whether a second network runs backwards.
+        device: as in torch.
+        dtype: as in torch.
+        parametrization: family name (``weft.families()``), or a function ``make(shape, variance=..., device=...,
+            dtype=...)`` that gives a member.
+        **options: of the family, such as ``n`` or ``share``; they hold for every weight of every gate.
 
     Source:
         Cho et al. 2014, https://arxiv.org/abs/1406.1078, in torch's variant.
@@ -265,8 +278,22 @@ class GRU(Recurrent):
 class LSTM(Recurrent):
     """Long short-term memory with weights of any family; every one of its four gates is a member by itself.
 
-    Takes the arguments of ``torch.nn.LSTM`` (``proj_size`` too) and gives what it gives, then by name
-    ``parametrization`` and the family's options, as ``weft.RNN``.
+    Gives what ``torch.nn.LSTM`` gives; the weights are built once per call, and kept in evaluation.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: number of layers, at least 1.
+        bias: whether to add biases.
+        batch_first: whether inputs are (batch, T, I) instead of (T, batch, I).
+        dropout: between the layers, in [0, 1].
+        bidirectional: whether a second network runs backwards.
+        proj_size: size of the projected hidden state, smaller than H; 0 for no projection.
+        device: as in torch.
+        dtype: as in torch.
+        parametrization: family name (``weft.families()``), or a function ``make(shape, variance=..., device=...,
+            dtype=...)`` that gives a member.
+        **options: of the family, such as ``n`` or ``share``; they hold for every weight of every gate.
 
     Source:
         Hochreiter and Schmidhuber 1997, in torch's variant; with quaternion weights Parcollet et al. 2019,
