@@ -4,8 +4,6 @@ from weft.layers.attention import MultiheadAttention
 from weft.layers.base import Layer
 from weft.layers.base import clear_cache
 from weft.layers.composite import Composite
-from weft.layers.composite import parametrizations_of
-from weft.layers.composite import weft_modules
 from weft.layers.conv import Conv1d
 from weft.layers.conv import Conv2d
 from weft.layers.conv import Conv3d
@@ -33,7 +31,6 @@ from weft.layers.named import QuaternionLinear
 from weft.layers.recurrent import GRU
 from weft.layers.recurrent import LSTM
 from weft.layers.recurrent import RNN
-from weft.layers.recurrent import Recurrent
 
 __all__ = [
     "GRU",
@@ -65,9 +62,6 @@ __all__ = [
     "QuaternionConvTranspose2d",
     "QuaternionConvTranspose3d",
     "QuaternionLinear",
-    "Recurrent",
     "ResidualGate",
     "clear_cache",
-    "parametrizations_of",
-    "weft_modules",
 ]

@@ -108,6 +108,10 @@ class Composite(nn.Module, abc.ABC):
             values.append(holder._effective_weight() if child and name == "weight" else getattr(holder, name))
         return None if values[0] is None else values[0] if len(values) == 1 else torch.cat(values)
 
+    def _kernel_macs(self, x: Any) -> int:
+        """Multiply-adds with the weights, for a first input, that are not those of calls to its layers."""
+        return 0
+
     # ------------------------------------------------------------------ from and to plain modules
 
     @classmethod

@@ -8,6 +8,7 @@ Letters: H, I = hidden and input size; T = time steps.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from weft.parametrizations import Stacked
 _ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 
 
-class Recurrent(Composite):
+class _Recurrent(Composite):
     """What the three share. The arguments, their checks and the forward pass are torch's."""
 
     torch_class: ClassVar[type[nn.RNNBase]]
@@ -130,20 +131,13 @@ class Recurrent(Composite):
     check_forward_args: Any = nn.RNNBase.check_forward_args
     permute_hidden: Any = nn.RNNBase.permute_hidden
 
-    def positions(self, x: Tensor | PackedSequence) -> int:
-        """Time steps of all sequences together: how often every weight is multiplied with.
-
-        Args:
-            x: an input.
-
-        Returns:
-            the number.
-        """
+    def _kernel_macs(self, x: Any) -> int:
         data = x.data if isinstance(x, PackedSequence) else x
-        return data.numel() // self.input_size
+        steps = data.numel() // self.input_size  # of all sequences together
+        return steps * sum(math.prod(layer.parametrization.shape) for layer in self._layers().values())
 
 
-class RNN(Recurrent):
+class RNN(_Recurrent):
     """Elman network with weights of any family: ``h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
 
     Takes the arguments of ``torch.nn.RNN`` and gives what it gives (packed sequences, several layers, both
@@ -213,7 +207,7 @@ class RNN(Recurrent):
     forward = nn.RNN.forward
 
 
-class GRU(Recurrent):
+class GRU(_Recurrent):
     """Gated recurrent unit with weights of any family; every one of its three gates is a member by itself.
 
     Gives what ``torch.nn.GRU`` gives; the weights are built once per call, and kept in evaluation.
@@ -275,7 +269,7 @@ class GRU(Recurrent):
     forward = nn.GRU.forward
 
 
-class LSTM(Recurrent):
+class LSTM(_Recurrent):
     """Long short-term memory with weights of any family; every one of its four gates is a member by itself.
 
     Gives what ``torch.nn.LSTM`` gives; the weights are built once per call, and kept in evaluation.

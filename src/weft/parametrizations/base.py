@@ -112,7 +112,7 @@ class Parametrization(nn.Module, abc.ABC):
             index: integers in 0..O-1, of any shape.
 
         Returns:
-            (*index.shape, I).
+            (..., I), with the dimensions of the index in front.
         """
         return self.dense()[index]
 

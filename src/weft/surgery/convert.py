@@ -26,8 +26,8 @@ from weft.layers import (
     Layer,
     Linear,
     MultiheadAttention,
-    parametrizations_of,
 )
+from weft.layers.composite import parametrizations_of
 from weft.parametrizations import check_options
 from weft.surgery.tables import format_table
 from weft.surgery.walk import carry_hooks, copy_with

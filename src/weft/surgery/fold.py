@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from weft.errors import FoldError
-from weft.layers import weft_modules
+from weft.layers.composite import weft_modules
 from weft.surgery.walk import call, carry_hooks, copy_with, evaluation, relative_difference
 
 

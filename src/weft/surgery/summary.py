@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from weft.layers import Composite, Layer, Recurrent, parametrizations_of, weft_modules
+from weft.layers import Composite, Layer
+from weft.layers.composite import parametrizations_of, weft_modules
 from weft.surgery.tables import format_table
 from weft.surgery.walk import call, evaluation
 
@@ -132,8 +133,8 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
     def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if isinstance(module, Layer):
             count = module.explain(inputs[0]).macs
-        elif isinstance(module, Recurrent):  # one kernel, on whole weights
-            count = module.positions(inputs[0]) * sum(math.prod(w.shape) for w in parametrizations_of(module))
+        elif isinstance(module, Composite):
+            count = module._kernel_macs(inputs[0])
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
             count = inputs[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.modules.conv._ConvNd):
@@ -142,7 +143,7 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
             count = output.numel() * module.in_features
         macs[module] = macs.get(module, 0) + count
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (Layer, Recurrent, *_PLAIN))]
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (Layer, Composite, *_PLAIN))]
     try:
         with evaluation(model):
             call(model, example)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from weft.errors import WeftError
-from weft.layers import weft_modules
+from weft.layers.composite import weft_modules
 from weft.surgery.tables import format_table
 from weft.surgery.walk import call, evaluation, relative_difference
 
