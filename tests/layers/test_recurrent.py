@@ -195,7 +195,7 @@ def test_training_lowers_the_loss_and_reaches_every_parameter():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert all(parameter.grad is not None for parameter in layer.parameters())
 

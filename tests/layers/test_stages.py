@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import weft
+from weft.layers.linear import run_stages
 from weft.layers.paths import Plan
-from weft.parametrizations import kronecker
+from weft.parametrizations import Stage, kronecker
+from weft.testing import assert_same
 
 MEMBERS = [
     {"n": 2},
@@ -46,6 +48,30 @@ def test_stage_products_equal_the_dense_layer(options: dict, dtype: torch.dtype,
         assert got.shape == expected.shape and got.is_contiguous()
         if expected.numel():
             assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+CHAINS = {
+    "one": [(1, 6, 8, 1)],
+    "low rank": [(1, 3, 8, 1), (1, 6, 3, 1)],
+    "algebra": [(1, 5, 4, 2), (5, 3, 2, 1), (1, 2, 5, 3)],
+    "mixes only": [(1, 3, 2, 4), (1, 2, 3, 4)],
+    "groups that mix": [(2, 3, 4, 1), (3, 2, 1, 2), (2, 5, 3, 2)],
+    "cut anew": [(4, 3, 2, 1), (2, 4, 6, 1), (1, 3, 4, 2)],
+}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("shapes", CHAINS.values(), ids=CHAINS)
+def test_any_chain_of_stages_is_the_product_of_their_matrices(shapes: list, inference: bool) -> None:
+    stages = [Stage(torch.randn(g, o, i, dtype=torch.float64), inner) for g, o, i, inner in shapes]
+    x, matrix = torch.randn(2, 300, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
+    for (groups, _, _, inner), stage in zip(shapes, stages, strict=True):
+        blocks = [torch.kron(stage.matrix[g], torch.eye(inner, dtype=torch.float64)) for g in range(groups)]
+        matrix = torch.block_diag(*blocks) @ matrix
+    bias = torch.randn(len(matrix), dtype=torch.float64)
+    assert_same(run_stages(x, stages, bias, inference), x @ matrix.T + bias, 1e-12)
+    assert_same(run_stages(x[:, :1], stages, None, inference), x[:, :1] @ matrix.T, 1e-12)
+    assert run_stages(x[:0], stages, bias, inference).shape == (0, 300, len(matrix))
 
 
 @pytest.mark.parametrize("options", MEMBERS, ids=str)

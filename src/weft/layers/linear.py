@@ -16,35 +16,63 @@ from weft.parametrizations import Parametrization, Stage
 _CHUNK = 128  # rows of one part of a large input
 
 
+def _split(y: Tensor, parts: int) -> Tensor:
+    """Features (parts, rows, size) cut into another number of parts; without a copy where there was one part."""
+    if y.shape[0] == parts:
+        return y
+    size = y.shape[0] * y.shape[2] // parts
+    return y.transpose(0, 1).reshape(y.shape[1], parts, size).transpose(0, 1)
+
+
 def _stage_product(x: Tensor, stages: list[Stage]) -> Tensor:
-    rows = x.shape[0]
-    y = x.t()
+    """The product of (rows, I) with every stage, as (parts, rows, size): feature = part * size + place.
+
+    Parts lead, so that a stage that mixes parts is one matrix product, and one that keeps them a batch of products.
+    """
+    y, rows, rows_lead = x.unsqueeze(0), x.shape[0], True
     for matrix, inner in stages:
-        groups, _, columns = matrix.shape
-        y = torch.bmm(matrix, y.reshape(groups, columns, inner * rows))
-    return y.reshape(y.shape[0] * y.shape[1] * stages[-1].inner, rows).t().contiguous()
+        groups, out, columns = matrix.shape
+        if inner == 1:
+            y, rows_lead = torch.bmm(_split(y, groups), matrix.transpose(1, 2)), False
+        elif groups > 1:
+            y = _split(y, 1)[0].reshape(rows, groups, columns, inner)
+            y, rows_lead = (matrix @ y).reshape(1, rows, groups * out * inner), True
+        elif rows_lead:  # in memory (rows, parts, size) still
+            y = (matrix[0] @ _split(y, columns).transpose(0, 1)).transpose(0, 1)
+        else:
+            y = (matrix[0] @ _split(y, columns).reshape(columns, rows * inner)).reshape(out, rows, inner)
+    return y
 
 
-def run_stages(x: Tensor, stages: list[Stage], bias: Tensor | None) -> Tensor:
+def run_stages(x: Tensor, stages: list[Stage], bias: Tensor | None, inference: bool) -> Tensor:
     """The product of an input with a matrix given by stages.
-
-    Rows are the last dimension on the way, so that every stage is one batched matrix product without a copy.
 
     Args:
         x: (..., I).
         stages: of the matrix, first applied first.
         bias: (O,) or None.
+        inference: whether tensors are plain and nobody wants gradients: large inputs then run in parts, so that what
+            the stages pass on stays in the caches, and results are written in place.
 
     Returns:
         (..., O).
     """
     rows = math.prod(x.shape[:-1])
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or rows < 4 * _CHUNK:
-        y = _stage_product(x.reshape(rows, x.shape[-1]), stages)
-    else:  # what the stages pass on stays in the caches
-        y = torch.cat([_stage_product(part, stages) for part in x.reshape(rows, x.shape[-1]).split(_CHUNK)])
-    y = y.reshape(*x.shape[:-1], y.shape[-1])
-    return y if bias is None else y + bias.to(y.dtype)
+    flat = x.reshape(rows, x.shape[-1])
+    features = stages[-1].matrix.shape[0] * stages[-1].matrix.shape[1] * stages[-1].inner
+    if not inference:
+        y = _stage_product(flat, stages).transpose(0, 1).reshape(*x.shape[:-1], features)
+        return y if bias is None else y + bias.to(y.dtype)
+    result = x.new_empty(rows, features)
+    chunk = rows if rows < 4 * _CHUNK else _CHUNK
+    for part, target in zip(flat.split(max(chunk, 1)), result.split(max(chunk, 1)), strict=True):
+        y = _stage_product(part, stages).transpose(0, 1)
+        target = target.view(y.shape)  # one pass sorts the features by rows and adds the bias
+        if bias is None:
+            target.copy_(y)
+        else:
+            torch.add(y, bias.view(y.shape[1:]), out=target)
+    return result.view(*x.shape[:-1], features)
 
 
 class Linear(Layer):
@@ -107,7 +135,7 @@ class Linear(Layer):
         if way == "factored":
             return self._modules["parametrization"].linear(x, bias)  # type: ignore[union-attr, operator]
         if way.endswith("stages") and (stages := self._current_stages(way)) is not None:
-            return run_stages(x, stages, bias)
+            return run_stages(x, stages, bias, inference=way == "cached stages")
         return F.linear(x, self._effective_weight(), bias)
 
     def _to_weight(self, matrix: Tensor) -> Tensor:
