@@ -123,11 +123,13 @@ FAULTS = [
     Fault(KRON, "Stage(c.T.unsqueeze(0), columns)", "Stage(b.T.unsqueeze(0), columns)", "factors of A exchanged"),
     Fault(
         KRON,
-        "if error > LEARNED_TOLERANCE:",
-        "if error > 10:",
+        "if error > LEARNED_TOLERANCE or ",
+        "if ",
         "a bad decomposition is used",
         (f"{LAYERS}/test_stages.py",),
     ),
+    Fault(KRON, " or amplification(factors) > LARGEST_AMPLIFICATION:", ":", "terms much larger than their sum"),
+    Fault(CP, "tolerance, 1.0, _CALMING)", "tolerance, 1.0)", "decompositions in large terms"),
     Fault("parametrizations/registry.py", "nearest_name(option, known)", "''", "no suggestion for a misspelt option"),
     # ------------------------------------------------------------ layers
     Fault(
