@@ -170,7 +170,7 @@ def cancelling(n, rank, size, seed=0):
 def test_terms_are_not_much_larger_than_their_sum(n):
     for seed in range(10):
         tensor = drawn(n, n, n, seed=seed)
-        factors, error = cp_decompose(tensor, generic_rank(n))
+        factors, _ = cp_decompose(tensor, generic_rank(n))
         assert true_error(factors, tensor) <= 1e-11
         assert amplification(factors) < (6 if n == 5 else 4)
 

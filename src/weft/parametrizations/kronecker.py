@@ -58,8 +58,8 @@ class Kronecker(Parametrization):
 
     Choose it to cut the numbers of a layer n-fold while it stays of full rank, and where channels come in groups of n
     that belong together (colours, microphone channels). Multiply-adds fall too, to R/n^2 of a dense layer's, where A
-    has a decomposition in R products: for every named algebra, for ``rank``, and for a learned A in evaluation, where
-    the products are not so much larger than their sum that single precision would err by 1e-5.
+    has a decomposition in R products: for every named algebra of n up to 8, for ``rank``, and in evaluation for a
+    learned A, where the products are not so much larger than their sum that single precision would err by 1e-5.
 
     Args:
         shape: (out, in) of the matrix; n divides out and the input channels, in/positions.
