@@ -319,8 +319,8 @@ _STRASSEN_SPLIT = (
     [[2, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, -1], [1, 0, 0, 1], [1, -1, 1, -1], [-1, 1, 1, 1], [-1, -1, 1, -1]],
     [[2, 0, 0, 0], [1, 0, 0, -1], [-1, -1, 1, -1], [-1, 1, 1, 1], [1, 0, 0, 1], [1, -1, 1, -1], [1, 1, 1, 1]],
 )
-# Grassmann's algebra of two generators in 8 products: e12 has a0 b3, a3 b0 and (a1 - a2)(b1 + b2), less a1 b1 and a2 b2,
-# which the products for e1 and e2, (a0 +- a1)(b0 +- b1) and (a0 +- a2)(b0 +- b2), give too.
+# Grassmann's algebra of two generators in 8 products: e12 has a0 b3, a3 b0 and (a1 - a2)(b1 + b2), less a1 b1 and plus
+# a2 b2, which the products for e1 and e2, (a0 +- a1)(b0 +- b1) and (a0 +- a2)(b0 +- b2), give too.
 _GRASSMANN = (
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, -1, 0, 0], [1, 0, 1, 0], [1, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 1, -1, 0]],
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, -1, 0, 0], [1, 0, 1, 0], [1, 0, -1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0]],
@@ -437,8 +437,8 @@ def fast_product(name: str) -> Factors:
     smaller = _without_last(name)
     if smaller is None or expected_rank(smaller, 0) is None:
         raise OptionError(
-            f"no fast product is known for algebra {name!r} of n = {len(table)}: choose one of n at most 8, or one that "
-            "has a generator more than those, which squares to 0"
+            f"no fast product is known for algebra {name!r} of n = {len(table)}: choose one of n at most 8, or with "
+            "one generator more, which squares to 0"
         )
     return _extended(fast_product(smaller))
 
