@@ -130,7 +130,7 @@ FAULTS = [
         (f"{LAYERS}/test_stages.py",),
     ),
     Fault(KRON, " or amplification(factors) > LARGEST_AMPLIFICATION:", ":", "terms much larger than their sum"),
-    Fault(CP, "tolerance, 1.0, _CALMING)", "tolerance, 1.0)", "decompositions in large terms"),
+    Fault(CP, "tolerance, 1.0, _CALMING, 1e-3)", "tolerance, 1.0)", "decompositions in large terms"),
     Fault("parametrizations/registry.py", "nearest_name(option, known)", "''", "no suggestion for a misspelt option"),
     # ------------------------------------------------------------ layers
     Fault(

@@ -8,7 +8,15 @@ import torch
 
 from weft.parametrizations import multiplication_table
 from weft.parametrizations.algebra import decompose
-from weft.parametrizations.cp import _jacobian, _jacobian_of_terms, amplification, compose, cp_decompose, generic_rank
+from weft.parametrizations.cp import (
+    _jacobian,
+    _jacobian_of_terms,
+    amplification,
+    compose,
+    cp_approximate,
+    cp_decompose,
+    generic_rank,
+)
 
 
 def drawn(*sides, seed=0):
@@ -200,6 +208,26 @@ def test_one_more_product_is_taken_where_the_fewest_are_too_large(size):
         assert true_error(factors, tensor) <= 1e-11
         assert factors[0].shape[1] == 3
         assert amplification(factors) < 4
+
+
+def test_approximations_are_in_moderate_terms():
+    """Two products come as near to dual numbers as one likes, in ever larger terms; here they end in smaller ones."""
+    table = multiplication_table("dual", dtype=torch.float64)
+    factors, error = cp_decompose(table, 2, approximate=True)
+    assert error == pytest.approx(true_error(factors, table), abs=1e-9)
+    assert error < 0.1
+    assert amplification(factors) < 10
+    again, other = cp_approximate(1e3 * table, tuple(10 * factor for factor in factors))
+    assert other == pytest.approx(error, rel=0.1)
+    assert other == pytest.approx(true_error(again, 1e3 * table), abs=1e-9)
+    assert amplification(again) < 10
+    exact = drawn(4, 3), drawn(4, 3, seed=1), drawn(4, 3, seed=2)
+    assert cp_decompose(compose(exact), 3, approximate=True)[1] <= 1e-12
+    noise = 1e-7 * drawn(4, 4, 4, seed=3)
+    assert cp_decompose(compose(exact) + noise, 3, approximate=True)[1] <= 1e-6
+    zero, none = cp_approximate(torch.zeros(2, 2, 2), tuple(torch.zeros(2, 3) for _ in range(3)))
+    assert none == 0
+    assert not compose(zero).any()
 
 
 def test_derivative_of_the_terms():

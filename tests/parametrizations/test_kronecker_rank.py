@@ -285,6 +285,37 @@ def test_fit_with_rank_alternates_until_little_is_left_to_gain():
     assert oracles.weighted_error(member.dense(), target) > 0.99 * errors[1]
 
 
+@pytest.mark.parametrize(("n", "rank", "multiples"), [(2, 2, (4, 4)), (4, 4, (4, 5)), (4, 5, (2, 3)), (4, 5, (2, 2))])
+def test_fit_with_rank_ends_in_terms_that_lose_no_digits(n, rank, multiples):
+    """Often there is no nearest A: the error falls for ever, ever more slowly, while the terms grow."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        member = make({"n": n, "rank": rank}, multiples=multiples)
+        target = torch.randn(member.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        member.fit_(target)
+        assert amplification(tuple(factor.detach() for factor in member._products())) < 10
+        single = member.float()
+        x = torch.randn(50, member.shape[1])
+        want = x.double() @ matrix_of(single).double().T
+        assert_same(oracles.apply_stages(single.stages(), x), want, 1e-5, "the product of the stages")
+
+
+def test_members_of_nearly_parallel_terms_are_found_again():
+    """Also from single precision, where the target is a member up to rounding errors only."""
+    found = 0
+    for seed in range(6):
+        source = make({"n": 4, "rank": 4}, multiples=(4, 5))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for factor in source._products():
+                common, own = (torch.randn(4, k, dtype=torch.float64, generator=generator) for k in (1, 4))
+                factor.copy_(common + 0.3 * own)
+        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+            member = make({"n": 4, "rank": 4}, multiples=(4, 5), dtype=dtype)
+            found += member.fit_(matrix_of(source).detach().to(dtype)) < tolerance
+    assert found >= 10, f"{found} of 12 were found"
+
+
 def test_weighted_fit_with_rank_is_no_worse():
     target = torch.randn(16, 20, dtype=torch.float64)
     x = torch.randn(100, 20, dtype=torch.float64) * torch.logspace(-2, 0, 20, dtype=torch.float64)

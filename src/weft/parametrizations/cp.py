@@ -17,8 +17,11 @@ from torch import Tensor
 
 #: Terms this little larger than their sum need no second start: fp32 products in them err by less than 4e-6.
 _CALM = 4.0
-#: Weight of the squared terms, beside the squared error, in the search for calm factors.
-_CALMING = 1e-2
+#: Weight of the squared terms, beside the squared error: in the search for calm factors, and for those of a tensor that
+#: has none of the rank, where it costs about a thousandth of the error and keeps the terms below 8 times their sum.
+_CALMING, _SLIGHT_CALMING = 1e-2, 1e-5
+#: Relative error up to which a tensor counts as one of the rank, with rounding errors of single precision.
+_NEARLY_EXACT = 1e-5
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -56,6 +59,7 @@ def cp_decompose(
     iterations: int = 150,
     tolerance: float = 1e-13,
     seed: int = 0,
+    approximate: bool = False,
 ) -> tuple[Factors, float]:
     """A decomposition of given rank, in terms as small as are easily found, by Levenberg-Marquardt steps in float64.
 
@@ -72,6 +76,8 @@ def cp_decompose(
         iterations: steps per start.
         tolerance: relative error at which a start has converged.
         seed: of the random starts, so that the result is reproducible.
+        approximate: where no start leads to a decomposition, return factors in terms of moderate size. Without, they
+            are those of the smallest error found, which often has no minimum, but falls for ever while the terms grow.
 
     Returns:
         the factors, with columns of equal norm, and the relative error ||composed - tensor|| / ||tensor||.
@@ -100,8 +106,13 @@ def cp_decompose(
             near: Factors = tuple(factor / size ** (1 / 3) for factor in start)  # type: ignore[assignment]
         else:
             begin = tuple(torch.randn(side, rank, dtype=torch.float64, generator=generator) for side in tensor.shape)
-            near, _ = _levenberg_marquardt(tensor / size, begin, iterations, tolerance, 1.0, _CALMING)  # type: ignore[arg-type]
-        found = _levenberg_marquardt(tensor / size, near, iterations, tolerance, 1e-3)
+            near, _ = _levenberg_marquardt(tensor / size, begin, iterations, tolerance, 1.0, _CALMING, 1e-3)  # type: ignore[arg-type]
+        patience = 1e-3 if approximate else 0.0
+        found = _levenberg_marquardt(tensor / size, near, iterations, tolerance, 1e-3, patience=patience)
+        if approximate and found[1] > _NEARLY_EXACT:
+            calm = cp_approximate(tensor / size, near)
+            found = _levenberg_marquardt(tensor / size, calm[0], iterations, tolerance, 1e-3, patience=patience)
+            found = found if found[1] <= _NEARLY_EXACT else calm
         converged += found[1] <= tolerance
         if best is None or rating(found, tolerance) < rating(best, tolerance):
             best = found
@@ -112,11 +123,17 @@ def cp_decompose(
 
 
 def _levenberg_marquardt(
-    tensor: Tensor, factors: Factors, iterations: int, tolerance: float, damping: float, calming: float = 0.0
+    tensor: Tensor,
+    factors: Factors,
+    iterations: int,
+    tolerance: float,
+    damping: float,
+    calming: float = 0.0,
+    patience: float = 0.0,
 ) -> tuple[Factors, float]:
     """Damped Gauss-Newton on all three factors, to the least ||error||^2 + calming ||terms||^2; the tensor has norm 1.
 
-    Returns the factors and the root of that sum. With ``calming`` it ends where a step gains little.
+    Returns the factors and the root of that sum. It ends where a step gains less than the share ``patience``.
     """
 
     def residual_of(factors: Factors) -> Tensor:
@@ -158,7 +175,7 @@ def _levenberg_marquardt(
             damping, growth = damping * growth, growth * 2
             if damping > 1e12:  # no step goes down any more
                 return factors, error
-        if calming and before - error < 1e-3 * before:
+        if before - error < patience * before:
             break
     return factors, error
 
@@ -208,6 +225,24 @@ def amplification(factors: Factors) -> float:
         sum of the absolute terms over the norm of the tensor, at least about 1.
     """
     return float(_terms(factors).norm() / compose(factors).norm().clamp(min=1e-300))
+
+
+def cp_approximate(tensor: Tensor, start: Factors, iterations: int = 50) -> tuple[Factors, float]:
+    """Factors whose product is near a tensor, in terms of moderate size, whether or not there are exact ones.
+
+    Args:
+        tensor: (n, n, n); also rectangular.
+        start: a, b and c to begin with.
+        iterations: largest number of steps.
+
+    Returns:
+        the factors, with columns of equal norm, in float64, and the relative error.
+    """
+    tensor = tensor.detach().to("cpu", torch.float64)
+    size = float(tensor.norm()) or 1.0
+    begin: Factors = tuple(f.to("cpu", torch.float64) / size ** (1 / 3) for f in start)  # type: ignore[assignment]
+    factors, _ = _levenberg_marquardt(tensor / size, begin, iterations, 0.0, 1e-3, _SLIGHT_CALMING, 1e-5)
+    return _balance(factors, size), float((compose(factors) - tensor / size).norm())
 
 
 def rating(found: tuple[Factors, float], tolerance: float) -> tuple[float, float]:
