@@ -103,7 +103,7 @@ def cp_decompose(
         if attempt == 0:
             if start is None:
                 continue
-            near: Factors = tuple(factor / size ** (1 / 3) for factor in start)  # type: ignore[assignment]
+            near: Factors = tuple(factor / size ** (1 / 3) for factor in start)
         else:
             begin = tuple(torch.randn(side, rank, dtype=torch.float64, generator=generator) for side in tensor.shape)
             near, _ = _levenberg_marquardt(tensor / size, begin, iterations, tolerance, 1.0, _CALMING, 1e-3)  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def cp_approximate(tensor: Tensor, start: Factors, iterations: int = 50) -> tupl
     """
     tensor = tensor.detach().to("cpu", torch.float64)
     size = float(tensor.norm()) or 1.0
-    begin: Factors = tuple(f.to("cpu", torch.float64) / size ** (1 / 3) for f in start)  # type: ignore[assignment]
+    begin: Factors = tuple(f.to("cpu", torch.float64) / size ** (1 / 3) for f in start)
     factors, _ = _levenberg_marquardt(tensor / size, begin, iterations, 0.0, 1e-3, _SLIGHT_CALMING, 1e-5)
     return _balance(factors, size), float((compose(factors) - tensor / size).norm())
 
