@@ -116,6 +116,7 @@ FAULTS = [
     Fault(ALGEBRA, "if a & b & (1 << bit):", "if a & (1 << bit):", "signs of the blades"),
     Fault(ALGEBRA, "square * torch.einsum(", "torch.einsum(", "split algebras are not split"),
     Fault(ALGEBRA, "table.permute(0, 2, 1).reshape", "table.reshape", "fast product of the transposed table"),
+    Fault(ALGEBRA, "(-1.0) ** index.bit_count()", "1.0", "a generator that squares to 0 commutes"),
     Fault(ALGEBRA, "(table - table.permute(2, 1, 0))", "(table - table)", "every algebra commutes"),
     Fault(ALGEBRA, "1 - cosines.square()", "1 - cosines", "distance of algebras"),
     Fault(CP, "step = -(jacobian.T", "step = (jacobian.T", "steps uphill"),
@@ -123,11 +124,13 @@ FAULTS = [
     Fault(KRON, "Stage(c.T.unsqueeze(0), columns)", "Stage(b.T.unsqueeze(0), columns)", "factors of A exchanged"),
     Fault(
         KRON,
-        "if error > LEARNED_TOLERANCE:",
-        "if error > 10:",
+        "if error > LEARNED_TOLERANCE or ",
+        "if ",
         "a bad decomposition is used",
         (f"{LAYERS}/test_stages.py",),
     ),
+    Fault(KRON, " or amplification(factors) > LARGEST_AMPLIFICATION:", ":", "terms much larger than their sum"),
+    Fault(CP, "tolerance, 1.0, _CALMING, 1e-3)", "tolerance, 1.0)", "decompositions in large terms"),
     Fault("parametrizations/registry.py", "nearest_name(option, known)", "''", "no suggestion for a misspelt option"),
     # ------------------------------------------------------------ layers
     Fault(

@@ -104,6 +104,23 @@ def test_run_leaves_a_whole_folder_and_is_never_overwritten(capsys):
     assert everything(run) == before
 
 
+def test_algebra_penalty_and_residual_gates_are_options_of_a_run():
+    assert fit("plain") == 0
+    assert fit("sparse", "--model.algebra_l1=0.05") == 0
+    assert not curve("plain", "train/penalty")
+    assert curve("sparse", "train/penalty").keys() == {"0", "1"}
+    sizes = [
+        sum(float(weight.abs().sum()) for name, weight in last(run)["state_dict"].items() if name.endswith("mixing"))
+        for run in ("plain", "sparse")
+    ]
+    assert sizes[1] < 0.9 * sizes[0]
+    text = Path("tiny.yaml").read_text(encoding="utf-8").replace("SmallCNN", "CifarResNet")
+    Path("tiny.yaml").write_text(text.replace("widths: [8, 8]", "depth: 8, widths: [4, 4, 4]"), encoding="utf-8")
+    gate = ["--model.model.init_args.in_channels=1", "--model.model.init_args.residual_gate=true"]
+    assert fit("gated", *gate) == 0
+    assert sum(name.endswith("alpha") for name in last("gated")["state_dict"]) == 3
+
+
 @pytest.mark.parametrize(
     ("step", "signum", "validating", "code"),
     [

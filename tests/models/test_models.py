@@ -202,6 +202,71 @@ def test_residual_block_adds_its_input():
     assert torch.equal(block(x), x.clamp(min=0))
 
 
+GATED = [
+    (CifarResNet, {"depth": 8, "widths": (4, 4, 8)}),
+    (CifarResNet, {"depth": 14, "widths": (4, 8, 8), "shortcut": "pad"}),
+    (ResNet, {"depth": 18, "widths": (4, 4, 8, 8)}),
+    (ResNet, {"depth": 50, "widths": (4, 4, 8, 8)}),
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments"), GATED)
+@pytest.mark.parametrize("family", ["plain", "n4"])
+def test_gated_blocks_start_as_their_shortcuts(cls, arguments, family):
+    """Those whose sizes stay are the identity, also of negative numbers: no activation follows the sum."""
+    net = cls(**arguments, residual_gate=True, **FAMILIES[family])
+    x = net.stem(net.pad(torch.randn(2, 3, 16, 16)))
+    identities = 0
+    for block in (block for stage in net.stages for block in stage):
+        assert isinstance(block, weft.ResidualGate)
+        assert isinstance(block.branch[-1], nn.ReLU)
+        x = x - 0.5
+        same = isinstance(block.shortcut, nn.Identity)
+        torch.testing.assert_close(block(x), x if same else block.shortcut(x), rtol=0, atol=0)
+        x, identities = block(x), identities + same
+    assert identities > 0
+
+
+@pytest.mark.parametrize(("cls", "arguments"), GATED)
+def test_a_gate_adds_one_number_a_block_and_nothing_without_it(cls, arguments):
+    plain, gated = cls(**arguments), cls(**arguments, residual_gate=True)
+    blocks = sum(len(stage) for stage in plain.stages)
+    gates = [p for name, p in gated.named_parameters() if name.endswith("alpha")]
+    assert len(gates) == blocks
+    assert sum(p.numel() for p in gated.parameters()) == sum(p.numel() for p in plain.parameters()) + blocks
+    assert not [key for key in plain.state_dict() if "alpha" in key or "branch" in key]
+    assert {key.split(".")[3] for key in plain.state_dict() if key.startswith("stages")} <= {"body", "shortcut"}
+    decays = {id(p): g["weight_decay"] for g in weft.parameter_groups(gated, 0.1, 0.01) for p in g["params"]}
+    assert {decays[id(gate)] for gate in gates} == {0}
+    assert 0.01 in decays.values()
+
+
+def test_an_open_gate_adds_the_branch():
+    block = CifarResNet(8, widths=(4, 4, 4), residual_gate=True).eval().stages[0][0]
+    nn.init.constant_(block.alpha, -0.7)
+    first, norm, relu, second, other_norm, _ = block.branch
+    x = torch.randn(2, 4, 6, 6)
+    want = x - 0.7 * other_norm(second(relu(norm(first(x))))).clamp(min=0)
+    torch.testing.assert_close(block(x), want)
+
+
+def test_a_deep_gated_network_trains():
+    torch.manual_seed(0)
+    net = CifarResNet(26, widths=(4, 8, 8), residual_gate=True, **FAMILIES["n4"])
+    images, labels = torch.randn(40, 3, 12, 12), torch.randint(10, (40,))
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.item() != 0 for name, p in net.named_parameters() if name.endswith("alpha"))
+    assert all(p.grad.any() for name, p in net.named_parameters() if name.endswith("blocks"))
+
+
 def test_resnet_halves_the_image_three_times():
     net = ResNet(18, widths=(4, 4, 4, 4))
     x = net.stem(net.pad(torch.randn(1, 3, 32, 32)))

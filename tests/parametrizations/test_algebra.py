@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -342,7 +343,7 @@ PRODUCTS = {
     "quaternion": 8,
     "split_quaternion": 7,
     "tessarine": 6,
-    "octonion": 26,
+    "octonion": 25,
     "cl(0,1)": 3,
     "cl(1,0)": 2,
     "cl(0,0,1)": 3,
@@ -353,6 +354,17 @@ PRODUCTS = {
     "cl(2,1)": 14,
     "cl(1,2)": 21,
     "cl(0,3)": 16,
+    # with generators that square to 0: three times the products of the algebra without one, or known better ones
+    "cl(0,0,2)": 8,
+    "cl(1,0,1)": 6,
+    "cl(0,1,1)": 8,
+    "cl(2,0,1)": 21,
+    "cl(1,1,1)": 21,
+    "cl(0,2,1)": 24,
+    "cl(1,0,2)": 18,
+    "cl(0,1,2)": 24,
+    "cl(0,0,3)": 24,
+    "cl(3,0,1)": 63,
 }
 
 
@@ -363,15 +375,46 @@ def test_fast_products_multiply_in_as_few_steps_as_promised(name):
     assert a.shape == b.shape == c.shape == (n, PRODUCTS[name])
     assert expected_rank(name, n) == PRODUCTS[name]
     table = multiplication_table(name, dtype=torch.float64).numpy()
-    for i, p, q in itertools.product(range(n), repeat=3):
-        assert abs(sum(a[i] * b[p] * c[q]) - table[i, p, q]) <= 1e-12
+    for i, q in itertools.product(range(n), repeat=2):
+        np.testing.assert_allclose(b @ (a[i] * c[q]), table[i, :, q], rtol=0, atol=1e-12)
     x, y = random_numbers(n, 2, seed=3)
     np.testing.assert_allclose(b @ ((a.T @ x) * (c.T @ y)), multiply(x, y), atol=1e-11)
 
 
+def test_all_clifford_algebras_of_up_to_three_generators_have_fast_products_at_once():
+    """Whatever the generators square to; the factors are as many as were promised."""
+    fast_product.cache_clear()
+    start = time.perf_counter()
+    for name in CLIFFORDS:
+        if dimension(name) > 8:
+            continue
+        a, b, c = (factor.numpy() for factor in fast_product(name))
+        assert a.shape[1] == expected_rank(name, dimension(name)) < max(dimension(name) ** 2, 2)
+        multiply, (x, y) = product(name), random_numbers(dimension(name), 2, seed=5)
+        np.testing.assert_allclose(b @ ((a.T @ x) * (c.T @ y)), multiply(x, y), rtol=0, atol=1e-12)
+    assert time.perf_counter() - start < 5, "19 algebras, a search would take seconds each"
+
+
+def test_synonyms_have_the_same_fast_product():
+    for first, second in (("dual", "cl(0,0,1)"), ("complex", "cl(0,1,0)"), ("quaternion", "cl(0, 2, 0)"),
+                          ("cl(3,0,0)", "cl(3,0)"), ("split_complex", "cl(1,0)")):  # fmt: skip
+        assert expected_rank(first, 0) == expected_rank(second, 0)
+        for one, other in zip(fast_product(first), fast_product(second), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 def test_known_algorithms_multiply_sums_of_few_coefficients():
     """The exact algorithms have small integers, so that they lose no digits."""
-    for name in ("complex", "split_complex", "dual", "quaternion", "split_quaternion", "cl(2,0)", "cl(1,1)"):
+    for name in (
+        "complex",
+        "split_complex",
+        "dual",
+        "quaternion",
+        "split_quaternion",
+        "cl(2,0)",
+        "cl(1,1)",
+        "cl(0,0,2)",
+    ):
         left, result, right = fast_product(name)
         assert set(left.unique().tolist()) | set(right.unique().tolist()) <= {-1.0, 0.0, 1.0, 2.0}
         assert (4 * result - (4 * result).round()).abs().max() < 1e-12
@@ -392,18 +435,24 @@ def test_ranks_below_the_smallest_are_not_claimed():
 
 
 def test_rounding_errors_stay_small_in_fast_products():
-    """Terms much larger than their sum would lose digits; 20 keeps large layers below 1e-5 in single precision."""
+    """Terms much larger than their sum would lose digits; 8 keeps large layers below 1e-5 in single precision."""
     for name in PRODUCTS:
-        assert amplification(fast_product(name)) < (20 if name == "octonion" else 4)
+        assert amplification(fast_product(name)) < 4
 
 
-def test_sixteen_components_are_refused_at_once():
-    with pytest.raises(OptionError, match=r"no fast product.*n = 16 .algebra 'cl\(4,0\)'.; n must be at most 8"):
-        fast_product("cl(4,0)")
+@pytest.mark.parametrize("name", ["cl(4,0)", "cl(1,3)", "cl(2,2,0)"])
+def test_sixteen_components_are_refused_at_once(name):
+    start = time.perf_counter()
+    with pytest.raises(
+        OptionError, match=r"no fast product is known for algebra 'cl\(.,.\)' of n = 16: choose one of n at"
+    ):
+        fast_product(name)
+    assert time.perf_counter() - start < 1
 
 
 def test_no_fast_product_is_expected_where_none_is_known():
-    assert expected_rank("cl(2,0,1)", 8) is None
+    assert expected_rank("cl(4,0)", 16) is None
+    assert expected_rank("table", 4) is None
     assert expected_rank(None, 1) is None
     assert expected_rank(None, 16) is None
     assert [expected_rank(None, n) for n in (2, 3, 4, 8)] == [2, 5, 7, 24]

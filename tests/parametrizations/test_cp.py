@@ -8,7 +8,15 @@ import torch
 
 from weft.parametrizations import multiplication_table
 from weft.parametrizations.algebra import decompose
-from weft.parametrizations.cp import _jacobian, amplification, compose, cp_decompose, generic_rank
+from weft.parametrizations.cp import (
+    _jacobian,
+    _jacobian_of_terms,
+    amplification,
+    compose,
+    cp_approximate,
+    cp_decompose,
+    generic_rank,
+)
 
 
 def drawn(*sides, seed=0):
@@ -62,6 +70,7 @@ def test_eight_components_need_24_products():
         factors, error = cp_decompose(tensor, 24)
         assert error <= 1e-12
         assert true_error(factors, tensor) <= 1e-11
+        assert amplification(factors) < 4
 
 
 def test_strassens_seven_products_are_found_and_six_are_not():
@@ -153,6 +162,86 @@ def test_a_start_that_leads_nowhere_is_given_up():
     tensor = drawn(4, 4, 4)
     zeros = tuple(torch.zeros(4, 7, dtype=torch.float64) for _ in range(3))  # no direction goes down from there
     assert cp_decompose(tensor, 7, start=zeros)[1] <= 1e-12
+
+
+def cancelling(n, rank, size, seed=0):
+    """Factors of which the first two terms are about ``size`` times as large as what is left of them."""
+    factors = [drawn(n, rank, seed=seed + part) for part in range(3)]
+    for part, factor in enumerate(factors):
+        factor[:, 1] = factor[:, 0] + drawn(n, seed=seed + 10 + part) / size
+    factors[0][:, 0] *= -size
+    factors[0][:, 1] *= size
+    return tuple(factors)
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_terms_are_not_much_larger_than_their_sum(n):
+    for seed in range(10):
+        tensor = drawn(n, n, n, seed=seed)
+        factors, _ = cp_decompose(tensor, generic_rank(n))
+        assert true_error(factors, tensor) <= 1e-11
+        assert amplification(factors) < (6 if n == 5 else 4)
+
+
+@pytest.mark.parametrize("size", [30, 3000])
+def test_a_start_in_large_terms_is_given_up_for_a_calm_one(size):
+    start = cancelling(4, 7, size)
+    tensor = compose(start)
+    assert amplification(start) > 10
+    assert cp_decompose(tensor, 7, start=start, restarts=0)[1] <= 1e-12, "the start is a decomposition itself"
+    factors, error = cp_decompose(tensor, 7, start=start)
+    assert error <= 1e-12
+    assert true_error(factors, tensor) <= 1e-11
+    assert amplification(factors) < 4
+
+
+@pytest.mark.parametrize("size", [50, 300])
+def test_one_more_product_is_taken_where_the_fewest_are_too_large(size):
+    """Two terms that nearly cancel are the only decomposition of this tensor into two."""
+    start = cancelling(2, 2, size)
+    tensor = compose(start)
+    factors, error = decompose(tensor, 2, start=start)
+    assert error <= 1e-11
+    assert amplification(factors) > 10
+    for begin in (None, start):
+        factors, error = decompose(tensor, start=begin)
+        assert true_error(factors, tensor) <= 1e-11
+        assert factors[0].shape[1] == 3
+        assert amplification(factors) < 4
+
+
+def test_approximations_are_in_moderate_terms():
+    """Two products come as near to dual numbers as one likes, in ever larger terms; here they end in smaller ones."""
+    table = multiplication_table("dual", dtype=torch.float64)
+    factors, error = cp_decompose(table, 2, approximate=True)
+    assert error == pytest.approx(true_error(factors, table), abs=1e-9)
+    assert error < 0.1
+    assert amplification(factors) < 10
+    again, other = cp_approximate(1e3 * table, tuple(10 * factor for factor in factors))
+    assert other == pytest.approx(error, rel=0.1)
+    assert other == pytest.approx(true_error(again, 1e3 * table), abs=1e-9)
+    assert amplification(again) < 10
+    exact = drawn(4, 3), drawn(4, 3, seed=1), drawn(4, 3, seed=2)
+    assert cp_decompose(compose(exact), 3, approximate=True)[1] <= 1e-12
+    noise = 1e-7 * drawn(4, 4, 4, seed=3)
+    assert cp_decompose(compose(exact) + noise, 3, approximate=True)[1] <= 1e-6
+    zero, none = cp_approximate(torch.zeros(2, 2, 2), tuple(torch.zeros(2, 3) for _ in range(3)))
+    assert none == 0
+    assert not compose(zero).any()
+
+
+def test_derivative_of_the_terms():
+    factors = drawn(2, 3), drawn(4, 3, seed=1), drawn(3, 3, seed=2)
+    size = lambda *f: torch.stack([one_term(f, r).norm() for r in range(3)])
+    parts = torch.autograd.functional.jacobian(size, factors)
+    want = torch.cat([part.flatten(1) for part in parts], dim=1)
+    torch.testing.assert_close(_jacobian_of_terms(factors), want, rtol=0, atol=1e-12)
+
+
+def one_term(factors, r):
+    """One term as a tensor."""
+    a, b, c = (factor[:, r] for factor in factors)
+    return a[:, None, None] * b[None, :, None] * c[None, None, :]
 
 
 def test_single_precision_tensors_are_decomposed_in_double():

@@ -104,6 +104,53 @@ def test_mixup_loss_is_that_of_mixed_images_and_mixed_targets():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def one_step(**options):
+    """Gradients of one training step in float64, what it returned and what it logged."""
+    torch.manual_seed(0)
+    module = Classifier(nn.Sequential(nn.Flatten(), weft.PHMLinear(64, 12, n=4), nn.ReLU(), weft.PHMLinear(12, 4, n=2)),
+                        **options).double()  # fmt: skip
+    logged = {}
+    module.log = lambda name, value, **_: logged.update({name: value})
+    loss = module.training_step((torch.randn(32, 1, 8, 8, dtype=torch.float64), torch.randint(4, (32,))), 0)
+    loss.backward()
+    return module, loss.item(), logged
+
+
+def test_algebra_penalty_adds_its_sign_to_the_gradient_of_the_algebras_only():
+    (plain, loss, quiet), (module, total, logged) = one_step(), one_step(algebra_l1=0.03)
+    mixings = [p.detach() for name, p in module.named_parameters() if name.endswith("mixing")]
+    assert len(mixings) == 2
+    assert total == pytest.approx(loss + 0.03 * sum(float(a.abs().sum()) for a in mixings), rel=1e-12)
+    for (name, before), after in zip(plain.named_parameters(), module.parameters(), strict=True):
+        pull = 0.03 * after.detach().sign() if name.endswith("mixing") else 0.0
+        torch.testing.assert_close(after.grad, before.grad + pull, rtol=0, atol=1e-14)
+    assert logged["loss"].item() == quiet["loss"].item() == pytest.approx(loss), "the logged loss is that of the task"
+    assert set(logged) - set(quiet) == {"train/penalty"}
+    assert logged["train/penalty"].item() == pytest.approx(total - loss, rel=1e-9)
+
+
+def test_no_algebra_penalty_costs_nothing(monkeypatch):
+    def fails(*_):
+        raise AssertionError("the penalty is computed")
+
+    monkeypatch.setattr(weft, "algebra_penalty", fails)
+    one_step()
+    one_step(algebra_l1=0)
+    with pytest.raises(AssertionError, match="is computed"):
+        one_step(algebra_l1=1e-3)
+
+
+def test_penalty_is_logged_once_an_epoch_and_shrinks_the_algebras():
+    data = ImageData("digits", batch_size=160)
+    sizes = {}
+    for weight in (0.0, 0.1):
+        module, run = fit(Classifier(network(), algebra_l1=weight), data, max_epochs=2)
+        sizes[weight] = weft.algebra_penalty(module.model, 1.0).item()
+        assert ("train/penalty" in run.callback_metrics) == (weight > 0)
+    assert sizes[0.1] < 0.8 * sizes[0.0]
+    assert run.callback_metrics["train/penalty"].item() > 0.1 * sizes[0.1], "a mean over the steps, in which it shrinks"
+
+
 def test_predictions_are_probabilities_of_the_test_set_in_order():
     data = ImageData("digits", eval_batch_size=77)
     module, run = fit(data=data)
@@ -237,7 +284,8 @@ def test_model_that_does_not_fit_the_data_is_refused(name, value, want):
     ("option", "value"),
     [
         ("lr", 0), ("weight_decay", -1e-4), ("momentum", 1.0), ("gamma", 0), ("label_smoothing", 1.0),
-        ("mixup_alpha", -0.1), ("ema_decay", 1.0),
+        ("mixup_alpha", -0.1), ("ema_decay", 1.0), ("algebra_l1", -1e-3), ("algebra_l1", math.inf),
+        ("algebra_l1", math.nan),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(option, value):

@@ -1,7 +1,7 @@
 """Residual networks for small images: the CIFAR family (20, 32, ... layers) and ImageNet's (18 to 152), in any family.
 
 Every convolution is of the family: the stem, the blocks and the 1x1 convolutions of the shortcuts. Batch norm and the
-linear head are ordinary ones.
+linear head are ordinary ones. Deep hypercomplex ones may start as chains of shortcuts: ``residual_gate``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import OptionError
+from weft.layers import ResidualGate
 from weft.models.factory import LayerFactory, PrependZeros, named_widths
 
 _WIDTHS = {"standard": (64, 128, 256, 512), "large": (60, 120, 240, 516)}
@@ -31,6 +32,7 @@ class ResidualNet(nn.Module):
         num_classes: size of the output.
         factory: makes the layers.
         family_stem: whether the first convolution is of the family too, else one of ``torch.nn``.
+        residual_gate: see ``CifarResNet``.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ResidualNet(nn.Module):
         num_classes: int,
         factory: LayerFactory,
         family_stem: bool,
+        residual_gate: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks):
@@ -57,7 +60,7 @@ class ResidualNet(nn.Module):
             stage = []
             for block in range(count):
                 stride = 2 if index > 0 and block == 0 else 1
-                stage.append(_Block(channels, width, stride, expansion, shortcut, factory))
+                stage.append(_block(channels, width, stride, expansion, shortcut, factory, residual_gate))
                 channels = width * expansion
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
@@ -80,13 +83,16 @@ class ResNet(ResidualNet):
         options: of the family, such as ``{"n": 4}``.
         family_stem: whether the first convolution is of the family too; turn it off for families that need more
             than a few input channels.
+        residual_gate: whether the blocks are ``weft.ResidualGate``: ``shortcut(x) + alpha * relu(body(x))``, alpha 0
+            at the start, and no activation after the sum. Choose it where a deep hypercomplex network learns slowly.
 
     Raises:
         OptionError: there is no such depth, or ``widths`` is neither a name nor four numbers.
 
     Source:
         He et al. 2015, Deep Residual Learning for Image Recognition, table 1, https://arxiv.org/abs/1512.03385;
-        in hypercomplex form: Grassucci et al. 2022, PHNNs, https://arxiv.org/abs/2110.04176.
+        in hypercomplex form: Grassucci et al. 2022, PHNNs, https://arxiv.org/abs/2110.04176; gated: Mancanelli et al.
+        2023, PHYDI, https://arxiv.org/abs/2310.07612.
 
     Example:
         >>> import torch
@@ -105,12 +111,13 @@ class ResNet(ResidualNet):
         parametrization: str | None = None,
         options: Mapping[str, Any] | None = None,
         family_stem: bool = True,
+        residual_gate: bool = False,
     ) -> None:
         if depth not in _BLOCKS:
             raise OptionError(f"depth must be one of {', '.join(map(str, _BLOCKS))}, got {depth}")
         super().__init__(
             _BLOCKS[depth], named_widths(widths, _WIDTHS), _BASIC if depth < 50 else _BOTTLENECK, "conv",
-            in_channels, num_classes, LayerFactory(parametrization, options), family_stem,
+            in_channels, num_classes, LayerFactory(parametrization, options), family_stem, residual_gate,
         )  # fmt: skip
 
 
@@ -128,6 +135,8 @@ class CifarResNet(ResidualNet):
         options: of the family, such as ``{"n": 4}``.
         family_stem: whether the first convolution is of the family too; turn it off for families that need more
             than a few input channels.
+        residual_gate: whether the blocks are ``weft.ResidualGate``: ``shortcut(x) + alpha * relu(body(x))``, alpha 0
+            at the start, and no activation after the sum. Choose it where a deep hypercomplex network learns slowly.
 
     Raises:
         OptionError: a depth that is not 6k + 2, or ``widths`` is neither a name nor three numbers.
@@ -153,40 +162,44 @@ class CifarResNet(ResidualNet):
         parametrization: str | None = None,
         options: Mapping[str, Any] | None = None,
         family_stem: bool = True,
+        residual_gate: bool = False,
     ) -> None:
         if depth < 8 or depth % 6 != 2:
             raise OptionError(f"depth must be 6k + 2 with k at least 1, such as 20, 32, 44, 56 or 110; got {depth}")
         super().__init__(
             (depth // 6,) * 3, named_widths(widths, _CIFAR_WIDTHS), _BASIC, shortcut,
-            in_channels, num_classes, LayerFactory(parametrization, options), family_stem,
+            in_channels, num_classes, LayerFactory(parametrization, options), family_stem, residual_gate,
         )  # fmt: skip
         nn.init.kaiming_normal_(self.head.weight)
+
+
+def _block(
+    channels: int, width: int, stride: int, expansion: int, shortcut: str, factory: LayerFactory, residual_gate: bool
+) -> nn.Module:
+    """One block: two 3x3 convolutions, or a bottleneck, beside its shortcut."""
+    out = width * expansion
+    if expansion == _BASIC:
+        steps = [(channels, width, 3, stride), (width, out, 3, 1)]
+    else:
+        steps = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+    body: list[nn.Module] = []
+    for inside, outside, kernel, step in steps:
+        body += [factory.conv(inside, outside, kernel, stride=step), nn.BatchNorm2d(outside), nn.ReLU()]
+    side: nn.Module = nn.Identity()
+    if stride != 1 or channels != out:
+        if shortcut == "conv":
+            side = nn.Sequential(factory.conv(channels, out, 1, stride=stride), nn.BatchNorm2d(out))
+        else:
+            side = _Subsample(channels, out, stride)
+    return ResidualGate(nn.Sequential(*body), side) if residual_gate else _Block(nn.Sequential(*body[:-1]), side)
 
 
 class _Block(nn.Module):
     """relu(body(x) + shortcut(x))."""
 
-    def __init__(
-        self, channels: int, width: int, stride: int, expansion: int, shortcut: str, factory: LayerFactory
-    ) -> None:
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
-        out = width * expansion
-        if expansion == _BASIC:
-            steps = [(channels, width, 3, stride), (width, out, 3, 1)]
-        else:
-            steps = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
-        body: list[nn.Module] = []
-        for inside, outside, kernel, step in steps:
-            conv = factory.conv(inside, outside, kernel, stride=step)
-            body += [conv, nn.BatchNorm2d(outside), nn.ReLU()]
-        self.body = nn.Sequential(*body[:-1])
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != out:
-            if shortcut == "conv":
-                conv = factory.conv(channels, out, 1, stride=stride)
-                self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out))
-            else:
-                self.shortcut = _Subsample(channels, out, stride)
+        self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))

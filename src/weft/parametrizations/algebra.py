@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from weft.errors import OptionError, SizeError, UnknownNameError, nearest_name
-from weft.parametrizations.cp import Factors, cp_decompose, generic_rank
+from weft.parametrizations.cp import Factors, cp_decompose, generic_rank, rating
 
 #: What an ``algebra`` option may be: a name, or a table as nested sequences or a tensor.
 Table = Tensor | Sequence[Sequence[Sequence[float]]]
@@ -319,30 +319,48 @@ _STRASSEN_SPLIT = (
     [[2, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, -1], [1, 0, 0, 1], [1, -1, 1, -1], [-1, 1, 1, 1], [-1, -1, 1, -1]],
     [[2, 0, 0, 0], [1, 0, 0, -1], [-1, -1, 1, -1], [-1, 1, 1, 1], [1, 0, 0, 1], [1, -1, 1, -1], [1, 1, 1, 1]],
 )
+# Grassmann's algebra of two generators in 8 products: e12 has a0 b3, a3 b0 and (a1 - a2)(b1 + b2), less a1 b1 and plus
+# a2 b2, which the products for e1 and e2, (a0 +- a1)(b0 +- b1) and (a0 +- a2)(b0 +- b2), give too.
+_GRASSMANN = (
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, -1, 0, 0], [1, 0, 1, 0], [1, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 1, -1, 0]],
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, -1, 0, 0], [1, 0, 1, 0], [1, 0, -1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0]],
+)
+_SAME = {"complex": "cl(0,1)", "split_complex": "cl(1,0)", "dual": "cl(0,0,1)", "quaternion": "cl(0,2)"}
 _ALGORITHMS = {
-    "complex": _KARATSUBA,
+    "cl(0,0)": ([[1]], [[1]]),
     "cl(0,1)": _KARATSUBA,
-    "dual": _KARATSUBA,
-    "cl(0,0,1)": _KARATSUBA,
-    "split_complex": ([[1, 1], [1, -1]], [[1, 1], [1, -1]]),
     "cl(1,0)": ([[1, 1], [1, -1]], [[1, 1], [1, -1]]),
-    "quaternion": _HOWELL_LAFON,
     "cl(0,2)": _HOWELL_LAFON,
-    "split_quaternion": _STRASSEN_SPLIT,
     "cl(2,0)": _STRASSEN_20,
     "cl(1,1)": _STRASSEN_11,
+    "cl(0,0,2)": _GRASSMANN,
+    "split_quaternion": _STRASSEN_SPLIT,
 }
 # If no algorithm is known: a rank at which the search succeeds, and a seed from which it soon ends in calm terms.
-_FOUND = {"octonion": (26, 137)}
+_FOUND = {"octonion": (25, 2), "cl(0,1,1)": (8, 2)}
 # Clifford algebras of three generators: their volume element commutes with all and squares to +-1, so they are
 # products of a two-generator algebra with the complex or the split-complex numbers.
 _PRODUCTS = {
-    "tessarine": ("complex", "split_complex"),
-    "cl(3,0)": ("cl(2,0)", "complex"),
-    "cl(2,1)": ("cl(2,0)", "split_complex"),
-    "cl(1,2)": ("cl(1,1)", "complex"),
-    "cl(0,3)": ("cl(0,2)", "split_complex"),
+    "tessarine": ("cl(0,1)", "cl(1,0)"),
+    "cl(3,0)": ("cl(2,0)", "cl(0,1)"),
+    "cl(2,1)": ("cl(2,0)", "cl(1,0)"),
+    "cl(1,2)": ("cl(1,1)", "cl(0,1)"),
+    "cl(0,3)": ("cl(0,2)", "cl(1,0)"),
 }
+
+
+def _plain_name(name: str) -> str:
+    """The one name by which the algorithms know an algebra: no spaces, no synonyms, no third number that is 0."""
+    name = name.replace(" ", "")
+    return re.sub(r"^cl\((\d),(\d),0\)$", r"cl(\1,\2)", _SAME.get(name, name))
+
+
+def _without_last(name: str) -> str | None:
+    """The Clifford algebra without its last generator, where that squares to 0."""
+    match = _CLIFFORD.fullmatch(name)
+    if match is None or int(match[3] or 0) == 0:
+        return None
+    return _plain_name(f"cl({match[1]},{match[2]},{int(match[3]) - 1})")
 
 
 def _known_product(table: Tensor, algorithm: tuple[list[list[int]], list[list[int]]]) -> Factors:
@@ -368,29 +386,44 @@ def _product_of(name: str) -> Factors:
     return tuple(basis @ factor for factor in joint)  # type: ignore[return-value]
 
 
+def _extended(factors: Factors) -> Factors:
+    """The factors after a generator e more, e^2 = 0: (a + b e)(c + d e) = a c + (a d + b c*) e.
+
+    The star changes the sign of the generators that e passes.
+    """
+    left, result, right = factors
+    signs = torch.tensor([(-1.0) ** index.bit_count() for index in range(len(right))], dtype=torch.float64)
+    none = torch.zeros_like(left)
+    rows = (  # of a and b; of the coefficients of 1 and e; of c and d
+        ((left, left, none), (none, none, left)),
+        ((result, none, none), (none, result, result)),
+        ((right, none, signs[:, None] * right), (none, right, none)),
+    )
+    return tuple(torch.cat([torch.cat(row, dim=1) for row in pair]) for pair in rows)  # type: ignore[return-value]
+
+
 @functools.lru_cache(maxsize=64)
 def fast_product(name: str) -> Factors:
     """The fewest products known here that multiply in a named algebra, T[i, p, q] = sum_r a[i, r] b[p, r] c[q, r].
 
     Complex and dual numbers need 3 products (Karatsuba), split-complex 2, quaternions 8, split-quaternions 7
-    (they are the 2x2 matrices: Strassen), tessarines 6, Cl(3,0) 21, octonions 26 instead of 64 (found numerically).
+    (they are the 2x2 matrices: Strassen), tessarines 6, Cl(3,0) 21, octonions 25 instead of 64 (found numerically).
+    A generator more that squares to 0 takes at most three times the products.
 
     Args:
-        name: of an algebra, as in ``multiplication_table``; n at most 8.
+        name: of an algebra, as in ``multiplication_table``; for n = 16 a generator has to square to 0.
 
     Returns:
         a, b, c, each (n, R) in float64; not to be written to.
 
     Raises:
-        OptionError: none was found.
+        OptionError: none is known.
 
     Source:
         Howell and Lafon 1975, The complexity of the quaternion product, Cornell TR 75-245 (8 products);
         Strassen 1969 (7 products); numerically by ``cp_decompose``.
     """
-    name, table = name.replace(" ", ""), _table(name)
-    if len(table) > _LARGEST_DIMENSION:
-        raise OptionError(f"no fast product is on offer for n = {len(table)} (algebra {name!r}); n must be at most 8")
+    name, table = _plain_name(name), _table(name)
     with torch.device("cpu"):  # whatever device is the default outside: products are kept
         if name in _ALGORITHMS:
             return _known_product(table, _ALGORITHMS[name])
@@ -399,15 +432,22 @@ def fast_product(name: str) -> Factors:
         if name in _FOUND:
             rank, seed = _FOUND[name]
             factors, error = cp_decompose(table, rank, seed=seed)
-        else:
-            factors, error = decompose(table)
-    if error > FIXED_TOLERANCE:
-        raise OptionError(f"no product in fewer than n^2 steps was found for algebra {name!r} (error {error:.2g})")
-    return factors
+            assert error <= FIXED_TOLERANCE, f"the search for a fast product of {name} ended at {error:.2g}"
+            return factors
+    smaller = _without_last(name)
+    if smaller is None or expected_rank(smaller, 0) is None:
+        raise OptionError(
+            f"no fast product is known for algebra {name!r} of n = {len(table)}: choose one of n at most 8, or with "
+            "one generator more, which squares to 0"
+        )
+    return _extended(fast_product(smaller))
 
 
 #: Largest relative error of the decomposition of a fixed table, and of a learned one, that may stand for it.
 FIXED_TOLERANCE, LEARNED_TOLERANCE = 1e-12, 1e-11
+#: Largest ``cp.amplification`` that may stand for a learned table. The fp32 product errs by 4e-7 to 7.5e-7 times that,
+#: relative to its largest entry (measured for random A, n = 2, 4, 8, widths 256 to 2048): by less than 1e-5 with room.
+LARGEST_AMPLIFICATION = 8.0
 _LARGEST_DIMENSION = 8  # the search is over 3 n R numbers: n = 16 would take minutes
 
 
@@ -422,13 +462,17 @@ def expected_rank(algebra: str | Table | None, n: int) -> int | None:
         the number; None where no fast product is on offer.
     """
     if isinstance(algebra, str):
-        name = algebra.replace(" ", "")
+        name = _plain_name(algebra)
         if name in _ALGORITHMS:
             return len(_ALGORITHMS[name][0])
         if name in _PRODUCTS:
             first, second = (expected_rank(part, 0) or 0 for part in _PRODUCTS[name])
             return first * second
-        return _FOUND[name][0] if name in _FOUND else None
+        if name in _FOUND:
+            return _FOUND[name][0]
+        smaller = _without_last(name)
+        rank = None if smaller is None else expected_rank(smaller, 0)
+        return None if rank is None else 3 * rank
     return generic_rank(n) if algebra is None and 2 <= n <= _LARGEST_DIMENSION else None
 
 
@@ -439,7 +483,8 @@ def decompose(
 
     Args:
         table: (n, n, n), any values.
-        rank: number of products; None tries the number that almost every table needs, then up to two more.
+        rank: number of products; None tries the number that almost every table needs, then up to two more where there
+            is no decomposition, or none in terms of moderate size.
         start: factors of a nearby table to begin with, such as those of the last evaluation; a few steps then do.
         tolerance: largest relative error of a decomposition that ends the search.
 
@@ -449,10 +494,11 @@ def decompose(
     first = generic_rank(len(table))
     best: tuple[Factors, float] | None = None
     for r in range(first, first + 3) if rank is None else (rank,):
-        found = cp_decompose(table, r, start=start if start is not None and start[0].shape[1] == r else None)
-        if best is None or found[1] < best[1]:
+        near = start if start is not None and start[0].shape[1] == r else None
+        found = cp_decompose(table, r, start=near, restarts=4 if rank is None else 8)
+        if best is None or rating(found, tolerance) < rating(best, tolerance):
             best = found
-        if found[1] <= tolerance:
+        if rating(best, tolerance) <= (tolerance, LARGEST_AMPLIFICATION):
             break
     assert best is not None
     return best

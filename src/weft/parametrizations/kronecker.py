@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from weft.errors import OptionError, SizeError
 from weft.parametrizations.algebra import (
     FIXED_TOLERANCE,
+    LARGEST_AMPLIFICATION,
     LEARNED_TOLERANCE,
     Table,
     decompose,
@@ -38,7 +39,7 @@ from weft.parametrizations.algebra import (
     multiplication_table,
 )
 from weft.parametrizations.base import Parametrization, Stage, StageShape
-from weft.parametrizations.cp import Factors, compose
+from weft.parametrizations.cp import Factors, amplification, compose
 from weft.parametrizations.kronecker_fit import (
     alternate,
     best_blocks,
@@ -57,7 +58,8 @@ class Kronecker(Parametrization):
 
     Choose it to cut the numbers of a layer n-fold while it stays of full rank, and where channels come in groups of n
     that belong together (colours, microphone channels). Multiply-adds fall too, to R/n^2 of a dense layer's, where A
-    has a decomposition in R products: for every named algebra, for ``rank``, and for a learned A in evaluation.
+    has a decomposition in R products: for every named algebra of n up to 8, for ``rank``, and in evaluation for a
+    learned A, where the products are not so much larger than their sum that single precision would err by 1e-5.
 
     Args:
         shape: (out, in) of the matrix; n divides out and the input channels, in/positions.
@@ -260,7 +262,8 @@ class Kronecker(Parametrization):
         if self._constant is not None:
             return None
         factors, error = decompose(self.mixing, start=self._last_factors)
-        if error > LEARNED_TOLERANCE:
+        if error > LEARNED_TOLERANCE or amplification(factors) > LARGEST_AMPLIFICATION:
+            self._last_factors = None  # what led here is no start for the next search
             return None
         self._last_factors = factors
         return tuple(factor.to(self.blocks) for factor in factors)  # type: ignore[return-value]

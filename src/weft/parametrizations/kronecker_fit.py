@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weft.parametrizations.base import relative_error
-from weft.parametrizations.cp import Factors, compose, cp_decompose
+from weft.parametrizations.cp import Factors, compose, cp_approximate, cp_decompose
 
 
 def kronecker_sum(mixing: Tensor, blocks: Tensor) -> Tensor:
@@ -161,7 +161,8 @@ def nearest_of_rank(
     """A of CP rank R and S near a matrix, from an unrestricted solution: decompose A, refit S, repeat.
 
     With orthonormal S the error of W is that of A up to a constant, so each round decomposes the best A for the
-    blocks at hand, written in an orthonormal basis of them.
+    blocks at hand, written in an orthonormal basis of them. Where no nearest A exists, because the error falls for ever
+    while the terms of A grow, it ends at moderate terms: the fast product shall not lose digits.
 
     Args:
         mixing: A, (n, n, n), unrestricted solution.
@@ -175,19 +176,22 @@ def nearest_of_rank(
         the factors of A, each (n, R), and S.
     """
     n = len(mixing)
-    factors: Factors
+    factors: Factors | None = None
     best: tuple[float, Factors, Tensor] | None = None
     if gram is not None:  # a round may lead astray in this norm: never worse than without it
-        factors, _ = nearest_of_rank(*nearest_kronecker_sum(target, n), target, None, rank, sweeps)
-        blocks_ = best_blocks(compose(factors), target, gram)
-        best = relative_error(kronecker_sum(compose(factors), blocks_), target, gram), factors, blocks_
+        plain, _ = nearest_of_rank(*nearest_kronecker_sum(target, n), target, None, rank, sweeps)
+        blocks_ = best_blocks(compose(plain), target, gram)
+        best = relative_error(kronecker_sum(compose(plain), blocks_), target, gram), plain, blocks_
     for _ in range(sweeps):
         basis, upper = torch.linalg.qr(blocks.reshape(n, -1).T)  # S^T = basis upper
         # The best A for these blocks, not only the last one, where the norm allows to read it off.
         mixing = basis.T @ rearrange(target, n).T if gram is None else upper @ mixing.reshape(n, n * n)
-        cast = cp_decompose(mixing.reshape(-1, n, n), rank, restarts=4)[0]
-        factors = tuple(f.to(target) for f in cast)  # type: ignore[assignment]
-        factors = _pad_first(factors, n)
+        tensor = mixing.reshape(-1, n, n)
+        if factors is None:
+            cast, _ = cp_decompose(tensor, rank, restarts=3, approximate=True)
+        else:  # the A of the last round, in the new basis, is near
+            cast, _ = cp_approximate(tensor, (upper @ factors[0], *factors[1:]), iterations=20)
+        factors = _pad_first(tuple(f.to(target) for f in cast), n)  # type: ignore[arg-type]
         blocks = best_blocks(compose(factors), target, gram)
         error = relative_error(kronecker_sum(compose(factors), blocks), target, gram)
         if best is not None and error > best[0] * (1 - 1e-4):

@@ -1,5 +1,6 @@
 """Training of a classifier in Lightning: loss, optimizer, schedule, metrics, and what a resumed run needs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -23,7 +24,8 @@ class Classifier(pl.LightningModule):
 
     Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``: means over the samples
     of an epoch, also when batches differ in size; and ``loss`` of every step. With label smoothing or mixup the
-    training loss is the one that is minimised; validation and test use plain cross-entropy.
+    training loss is the one that is minimised; validation and test use plain cross-entropy. With ``algebra_l1`` the
+    penalty is minimised too, but logged apart, as ``train/penalty``.
 
     The optimizer's groups come from ``weft.parameter_groups``, so each family's own learning-rate multipliers and
     weight-decay rules hold. Precision, devices, gradient clipping and accumulation belong to the trainer. A run that
@@ -43,6 +45,8 @@ class Classifier(pl.LightningModule):
         mixup_alpha: mixes pairs of samples with weights from Beta(alpha, alpha); 0 is off.
         ema_decay: evaluates and saves an exponential moving average of the weights that keeps this share per step,
             in (0, 1); None is off. Needs Lightning 2.6.
+        algebra_l1: weight of ``weft.algebra_penalty``, which drives the learned algebras towards sparse tables: finite
+            and at least 0; 0 is off.
 
     Raises:
         OptionError: an argument out of range; a model and a data module that do not fit together; a schedule
@@ -71,6 +75,7 @@ class Classifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
         ema_decay: float | None = None,
+        algebra_l1: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value, fits, rule in (
@@ -81,6 +86,7 @@ class Classifier(pl.LightningModule):
             ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
             ("mixup_alpha", mixup_alpha, mixup_alpha >= 0, "at least 0"),
             ("ema_decay", ema_decay, ema_decay is None or 0 < ema_decay < 1, "in (0, 1), or None"),
+            ("algebra_l1", algebra_l1, 0 <= algebra_l1 < math.inf, "finite and at least 0"),
         ):
             if not fits:
                 raise OptionError(f"{name} must be {rule}, got {value}")
@@ -117,7 +123,7 @@ class Classifier(pl.LightningModule):
             batch_idx: not used.
 
         Returns:
-            mean loss over the batch.
+            mean loss over the batch, plus the penalty on the learned algebras.
         """
         inputs, labels = batch
         options: Any = self.hparams
@@ -136,6 +142,10 @@ class Classifier(pl.LightningModule):
         hits = weight * (guess == labels).float() + (1 - weight) * (guess == others).float()
         self._log("train", loss.detach(), hits)
         self.log("loss", loss.detach(), prog_bar=True)
+        if options.algebra_l1 > 0:
+            penalty = weft.algebra_penalty(self.model, options.algebra_l1)
+            self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
+            loss = loss + penalty
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
