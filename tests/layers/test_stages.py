@@ -31,7 +31,7 @@ def _seed() -> None:
 def linear(dtype: torch.dtype = torch.float64, **options: object) -> weft.Linear:
     """A small layer that runs its stages in evaluation, whatever is predicted to be the fastest."""
     layer = weft.Linear(24, 16, parametrization="kronecker", dtype=dtype, **options)
-    layer._cached_plan = Plan(*["cached stages"] * 3)
+    layer._cached_plan = Plan.always("cached stages")
     return layer
 
 
@@ -109,7 +109,7 @@ def test_gradients_through_stages_equal_those_through_the_dense_weight(options: 
         x = torch.randn(200, 24, dtype=torch.float64, requires_grad=True)
     gradients = []
     for plan in ("stages", "dense"):
-        layer._plan = Plan(plan, plan, plan)
+        layer._plan = Plan.always(plan)
         loss = (layer(x) ** 3).sum()
         gradients.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
     for by_stages, by_dense in zip(*gradients, strict=True):
@@ -154,7 +154,7 @@ def test_stages_follow_every_change_of_the_parameters() -> None:
     layer.load_state_dict(linear(algebra="quaternion").state_dict())
     third = check()
     layer.parametrization = linear(algebra="octonion").parametrization
-    layer._cached_plan = Plan(*["cached stages"] * 3)
+    layer._cached_plan = Plan.always("cached stages")
     fourth = check()
     assert len({float(y.sum()) for y in (first, second, third, fourth)}) == 4
     assert not any("stage" in key for key in layer.state_dict())

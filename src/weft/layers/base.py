@@ -164,7 +164,7 @@ class Layer(nn.Module, abc.ABC):
             plan = self._plan
         else:
             plan = self._cached_plan
-        way = plan.few if plan.few is plan.some is plan.many else plan.way(self._rows(x))
+        way = plan.few if plan.few is plan.some is plan.many is plan.most else plan.way(self._rows(x))
         if self._sensitive and way.endswith("stages") and is_autocast(x.device.type):
             return "cached"  # sums and differences of blocks lose too much in half precision
         return way

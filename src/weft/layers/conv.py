@@ -24,6 +24,8 @@ from weft.parametrizations import Parametrization, Stage, StageShape
 
 Size = int | tuple[int, ...]
 
+_CHUNK_BYTES = 2**21  # of what one stage passes to the next
+
 _SHARED_ARGUMENTS = (
     "in_channels",
     "out_channels",
@@ -125,6 +127,12 @@ class _Conv(Layer):
         before = inputs * sum(stage.matrix.numel() * stage.inner // positions for stage in stages[:spatial])
         return before + self._rows(x) * sum(stage.matrix.numel() * stage.inner for stage in stages[spatial:])
 
+    def _samples_at_once(self, x: Tensor, stages: list[Stage]) -> int:
+        """How many samples to run through all stages together, so that what they pass on stays in the caches."""
+        channels = max(len(matrix) * matrix.shape[1] * inner for matrix, inner in stages[1:])
+        numbers = max(channels, self.in_channels) * max(math.prod(x.shape[-self._dims :]), self._rows(x[:1]))
+        return max(1, _CHUNK_BYTES // (numbers * x.element_size()))
+
     def _by_stages(self, x: Tensor, stages: list[Stage], bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         spatial = self._spatial_stage(stages)
         assert spatial is not None, "a way by stages was chosen without a spatial stage"
@@ -166,6 +174,10 @@ class _Conv(Layer):
         bias = parameters["bias"] if "bias" in parameters else self.bias  # FSDP1 makes it a plain attribute
         way = self._way(x)
         if way.endswith("stages") and (stages := self._current_stages(way)) is not None:
+            if way == "cached stages" and x.dim() == self._dims + 2:
+                parts = x.split(self._samples_at_once(x, stages))
+                if len(parts) > 1:
+                    return torch.cat([self._by_stages(part, stages, bias, output_size) for part in parts])
             return self._by_stages(x, stages, bias, output_size)
         return self._dense(x, self._effective_weight(), bias, output_size)
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from weft.errors import OptionError, SizeError
 from weft.layers.base import Layer
 from weft.layers.cache import is_autocast
-from weft.layers.paths import MANY_ROWS, Explanation, Plan
+from weft.layers.paths import MANY_ROWS, MOST_ROWS, Explanation, Plan
 from weft.parametrizations import Parametrization
 
-_LARGE_BATCH = 4096  # look-ups at which "128 and more" is judged
+_LARGE_BATCH = 4096  # look-ups at which the last range of rows is judged
 
 
 class Embedding(Layer):
@@ -113,14 +113,14 @@ class Embedding(Layer):
         self._caches = self._caches or self.padding_idx is not None
         kept = "cached" if self._caches else "dense"
         only_rows = self.path == "factored" and self._has_factors
-        self._cached_plan = Plan(*["factored" if only_rows else kept] * 3)
+        self._cached_plan = Plan.always("factored" if only_rows else kept)
         building = self.parametrization.build_cost()
 
         def way(count: int) -> str:
             worth_it = self.path == "auto" and self.parametrization.rows_cost(count) < building
             return "factored" if self._has_factors and (only_rows or worth_it) else "dense"
 
-        self._plan = Plan(way(1), way(MANY_ROWS), way(_LARGE_BATCH))
+        self._plan = Plan(way(1), way(MANY_ROWS), way(MOST_ROWS), way(_LARGE_BATCH))
 
     def _rows(self, x: Tensor) -> int:
         return x.numel()

@@ -1,7 +1,7 @@
 """Which way a product runs: by the factors, by the stages, or as one dense matrix that is built or cached.
 
 A small model of the machine predicts the seconds of each way from the shapes alone; the answer is worked out once per
-layer for three ranges of rows, cut at 8 and 128. All layers share these two cuts: with thresholds of their own,
+layer for four ranges of rows, cut at 8, 128 and 1024. All layers share these cuts: with thresholds of their own,
 ``torch.compile`` would recompile a model once per layer. Nothing depends on the data.
 """
 
@@ -16,9 +16,9 @@ import torch
 
 from weft.parametrizations import Parametrization, Stage, record_of
 
-FEW_ROWS, MANY_ROWS = 8, 128
+FEW_ROWS, MANY_ROWS, MOST_ROWS = 8, 128, 1024
 #: Numbers of rows at which a range is judged: its ends (the last range is open).
-_RANGES = ((1, FEW_ROWS - 1), (FEW_ROWS, MANY_ROWS - 1), (MANY_ROWS, 4096))
+_RANGES = ((1, FEW_ROWS - 1), (FEW_ROWS, MANY_ROWS - 1), (MANY_ROWS, MOST_ROWS - 1), (MOST_ROWS, 16384))
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,24 @@ def machine(device: torch.device) -> Machine:
 
 
 class Plan(NamedTuple):
-    """The way of the product in each of the three ranges of rows."""
+    """The way of the product in each of the four ranges of rows."""
 
     few: str
     some: str
     many: str
+    most: str
+
+    @classmethod
+    def always(cls, way: str) -> Plan:
+        """The same way for every number of rows.
+
+        Args:
+            way: as ``way`` returns it.
+
+        Returns:
+            the plan.
+        """
+        return cls(way, way, way, way)
 
     def way(self, rows: int) -> str:
         """The choice for a number of rows.
@@ -65,7 +78,9 @@ class Plan(NamedTuple):
         Returns:
             ``"factored"``, ``"stages"``, ``"dense"`` or ``"cached"``.
         """
-        return self.few if rows < FEW_ROWS else self.some if rows < MANY_ROWS else self.many
+        if rows < MANY_ROWS:
+            return self.few if rows < FEW_ROWS else self.some
+        return self.many if rows < MOST_ROWS else self.most
 
 
 def seconds(
@@ -102,21 +117,47 @@ def seconds(
         shapes = parametrization.stage_shapes(evaluation=way == "cached stages")
         if shapes is None:
             return math.inf
-        time_s = 0.0
+        time_s, training = 0.0, way == "stages" and parametrization.stage_build_cost() > 0
+        positions = kernel = parametrization.positions
         for groups, out, columns, inner in shapes:
-            plain = groups == inner == 1
-            # Small blocks reach less of a large product's speed (fitted), and their reshapes cost as much as kernels.
-            side = math.sqrt(out * columns)
-            efficiency = 0.85 if plain or inner > 1 else min(max(0.27 + 0.13 * math.log2(side / 64), 0.2), 0.85)
-            work = rows * groups * out * columns * inner / efficiency
-            time_s += product(int(work), groups * out * columns, 2 if plain else 5)
-            time_s += rows * groups * inner * (out + columns) * itemsize / speed.bytes_per_s
+            plain, numbers = groups == inner == 1, out + columns
+            if inner % positions:  # the stage that sees the kernel; later ones act on output channels
+                efficiency = _block_efficiency(math.sqrt(out * columns / kernel), kernel, training, floor_s > 0)
+                numbers, positions = out + columns // kernel, 1
+            elif inner == 1:
+                efficiency = _block_efficiency(math.sqrt(out * columns), 1, training, floor_s > 0)
+            else:
+                efficiency, inner = 0.85, inner // positions
+            work = rows * groups * out * columns * inner / (0.85 if plain else efficiency)
+            time_s += product(int(work), groups * out * columns, 2 if plain or floor_s else 5)
+            passed_on = rows * groups * inner * numbers * itemsize / speed.bytes_per_s
+            time_s += passed_on * (1 if plain or inner == kernel == 1 else 2 if training else 1.5)
         building = parametrization.stage_build_cost() if way == "stages" else 0
         return time_s + (product(building, 3 * dense, 2) if building else 0.0)
     time_s = product(rows * dense, dense + activations)
     if way == "dense" and parametrization.build_cost():
-        time_s += product(parametrization.build_cost(), 3 * dense, 2)  # building writes the matrix and reads it again
+        time_s += product(parametrization.build_cost(), 5 * dense, 2)  # written, read, and its gradient taken apart
     return time_s
+
+
+def _block_efficiency(side: float, kernel: int, training: bool, convolution: bool) -> float:
+    """Part of a large product's speed that a batch of small ones reaches, fitted to measurements.
+
+    Args:
+        side: of one block, in features or channels.
+        kernel: kernel positions.
+        training: whether a backward pass through the blocks follows.
+        convolution: whether the blocks are the groups of a convolution.
+
+    Returns:
+        a number in 0.2..0.92.
+    """
+    if kernel > 1:
+        return min(max(1 - (14 if training else 8) / side, 0.2), 0.92)
+    doublings = math.log2(side / 64)
+    if convolution:
+        return min(max(0.27 + 0.13 * doublings, 0.2), 0.85)
+    return min(max(0.15 + 0.2 * doublings, 0.2), 0.7) if training else min(max(0.4 + 0.28 * doublings, 0.2), 0.74)
 
 
 #: A way by factors must be predicted to take less than this part of the dense one's time: the model is rough, and a

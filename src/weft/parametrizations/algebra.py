@@ -477,7 +477,11 @@ def expected_rank(algebra: str | Table | None, n: int) -> int | None:
 
 
 def decompose(
-    table: Tensor, rank: int | None = None, start: Factors | None = None, tolerance: float = LEARNED_TOLERANCE
+    table: Tensor,
+    rank: int | None = None,
+    start: Factors | None = None,
+    tolerance: float = LEARNED_TOLERANCE,
+    most: int | None = None,
 ) -> tuple[Factors, float]:
     """Factors of any table, with as few products as are found.
 
@@ -487,13 +491,15 @@ def decompose(
             is no decomposition, or none in terms of moderate size.
         start: factors of a nearby table to begin with, such as those of the last evaluation; a few steps then do.
         tolerance: largest relative error of a decomposition that ends the search.
+        most: number of products beyond which nothing is won; at least that which almost every table needs.
 
     Returns:
         the factors in float64, and their relative error; the best that was found, which may exceed ``tolerance``.
     """
     first = generic_rank(len(table))
     best: tuple[Factors, float] | None = None
-    for r in range(first, first + 3) if rank is None else (rank,):
+    last = first + 2 if most is None else min(first + 2, most)
+    for r in range(first, last + 1) if rank is None else (rank,):
         near = start if start is not None and start[0].shape[1] == r else None
         found = cp_decompose(table, r, start=near, restarts=4 if rank is None else 8)
         if best is None or rating(found, tolerance) < rating(best, tolerance):

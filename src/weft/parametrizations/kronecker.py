@@ -51,6 +51,7 @@ from weft.parametrizations.quaternion import INITIAL_LAWS, check_weight_init
 from weft.parametrizations.registry import Family, register
 
 _FACTORS = ("block_mix", "output_mix", "input_mix")
+_WORTHWHILE = 5 / 8  # of the n^2 block products: three for n = 2, as a complex A needs, are no faster than four
 
 
 class Kronecker(Parametrization):
@@ -261,7 +262,7 @@ class Kronecker(Parametrization):
             return self._products()
         if self._constant is not None:
             return None
-        factors, error = decompose(self.mixing, start=self._last_factors)
+        factors, error = decompose(self.mixing, start=self._last_factors, most=int(_WORTHWHILE * self.n**2))
         if error > LEARNED_TOLERANCE or amplification(factors) > LARGEST_AMPLIFICATION:
             self._last_factors = None  # what led here is no start for the next search
             return None
