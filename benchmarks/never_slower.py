@@ -26,17 +26,27 @@ CONVOLUTIONS = (
 )
 
 
+# plain module, positional sizes, arguments, example inputs
+OTHERS = (
+    (nn.Embedding, (10_000, 256), {}, lambda: (torch.randint(0, 10_000, (32, 64)),)),
+    (nn.GRU, (256, 256), {"batch_first": True}, lambda: (torch.randn(8, 32, 256),)),
+    (nn.LSTM, (256, 512), {"num_layers": 2, "bidirectional": True}, lambda: (torch.randn(16, 4, 256),)),
+    (nn.MultiheadAttention, (128, 4), {"batch_first": True}, lambda: (torch.randn(4, 32, 128),) * 3),
+    (nn.MultiheadAttention, (1024, 16), {"batch_first": True}, lambda: (torch.randn(8, 64, 1024),) * 3),
+)
+
+
 def reached(ratio: Ratio) -> bool:
     return ratio.times_faster >= 0.95 or ratio.ours_s - ratio.baseline_s <= 3e-6
 
 
-def case(plain: nn.Module, layer: nn.Module, x: torch.Tensor) -> list[object]:
+def case(plain: nn.Module, layer: nn.Module, *inputs: torch.Tensor) -> list[object]:
     plain, layer = plain.eval(), layer.eval()
     with torch.no_grad():
-        path = layer.explain(x).path
-        ratio = compare(lambda: plain(x), lambda: layer(x), pairs=11)
+        path = layer.explain(*inputs).path if isinstance(layer, weft.layers.Layer) else "-"
+        ratio = compare(lambda: plain(*inputs), lambda: layer(*inputs), pairs=11)
         if not reached(ratio):  # a second look: one disturbed measurement among a hundred is no finding
-            ratio = compare(lambda: plain(x), lambda: layer(x), pairs=31)
+            ratio = compare(lambda: plain(*inputs), lambda: layer(*inputs), pairs=31)
     difference = f"{(ratio.ours_s - ratio.baseline_s) * 1e6:+.1f}"
     return [path, ratio, difference, "yes" if reached(ratio) else "no"]
 
@@ -57,6 +67,12 @@ def main() -> None:
             x = torch.randn(batch, channels, side, side)
             title = f"Conv2d {channels} to {out_channels}, {kernel}x{kernel}, {side}x{side}"
             rows.append([title, name, batch, *case(plain, layer, x)])
+    for cls, sizes, arguments, example in OTHERS:
+        plain, inputs = cls(*sizes, **arguments), example()
+        for name, (family, options) in LINEAR_MEMBERS.items():
+            layer = getattr(weft, cls.__name__)(*sizes, **arguments, parametrization=family, **options)
+            title = f"{cls.__name__} {' to '.join(map(str, sizes))}"
+            rows.append([title, name, " x ".join(map(str, inputs[0].shape)), *case(plain, layer, *inputs)])
     misses = sum(row[-1] == "no" for row in rows)
     report(
         __file__,

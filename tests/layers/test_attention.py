@@ -123,6 +123,41 @@ def test_from_the_definition():
     assert_same(layer(q, k, v)[0][0], want, 1e-11)
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_torchs_own_module_is_kept_in_evaluation_and_never_stale(need_weights):
+    layer, x = make(path="dense").eval(), inputs()[0]
+
+    def check(what):
+        want = by_hand(layer)(x, x, x, need_weights=need_weights)
+        for _ in range(2):
+            assert_same_pair(layer(x, x, x, need_weights=need_weights), want)
+        assert (layer._cache.entry is not None) == (not layer.training), what
+
+    with torch.no_grad():
+        check("the first time")
+        layer.k_proj.parametrization.blocks.mul_(2)
+        check("a parameter was changed in place")
+        layer.v_proj.parametrization = PHM.member((8, 8))
+        check("a parametrization was replaced")
+        layer.q_proj.bias.add_(1)
+        check("a bias was changed")
+        layer.load_state_dict(make().state_dict())
+        check("a state was loaded")
+        layer.train()
+        check("in training")
+        layer.q_proj.parametrization.blocks.data.mul_(2)
+        layer.eval()
+        check("changed behind the counters, in training")
+        layer.q_proj.parametrization.blocks.data.mul_(2)
+        weft.clear_cache(layer)
+        check("told to forget")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer.float()(x.float(), x.float(), x.float())[0].dtype == torch.bfloat16
+        assert_same_pair(layer.double()(x, x, x), by_hand(layer)(x, x, x), 1e-6)
+    layer(x, x, x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
 def test_other_widths_layouts_and_no_batch():
     layer = make(kdim=12, vdim=4, batch_first=False)
     plain, (q, k, v) = by_hand(layer), inputs(key_width=12, value_width=4)
@@ -210,6 +245,11 @@ def test_summary_counts_the_projections_of_an_example():
     (row,) = weft.summary(layer, (x, x, x)).rows
     assert row.type == "MultiheadAttention" and row.macs == 4 * 15 * WIDTH * WIDTH
     assert row.parameters == sum(p.numel() for p in layer.parameters())
+    layer = weft.MultiheadAttention(
+        8, 4, batch_first=True, parametrization="low_rank", rank=1, path="factored"
+    ).double()
+    (row,) = weft.summary(layer, {"query": x, "key": x, "value": x}).rows
+    assert row.macs == 4 * 15 * 2 * WIDTH  # the projections were called one by one
 
 
 def test_bad_arguments_are_refused():

@@ -25,7 +25,7 @@ def test_product_and_rows_are_those_of_the_matrix():
     assert_same(member.rows(torch.tensor([12, 0])), matrix[[12, 0]], 1e-12)
     assert member.num_parameters == upper.num_parameters + lower.num_parameters
     assert member.cost(7) == upper.cost(7) + lower.cost(7)
-    assert member.build_cost() == upper.build_cost() + lower.build_cost()
+    assert member.build_cost() == upper.build_cost() + lower.build_cost() + 13 * 12
 
 
 def test_every_part_is_fitted_to_its_rows_and_the_error_is_that_of_all():

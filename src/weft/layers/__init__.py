@@ -2,8 +2,8 @@
 
 from weft.layers.attention import MultiheadAttention
 from weft.layers.base import Layer
-from weft.layers.base import clear_cache
 from weft.layers.composite import Composite
+from weft.layers.composite import clear_cache
 from weft.layers.conv import Conv1d
 from weft.layers.conv import Conv2d
 from weft.layers.conv import Conv3d

@@ -8,13 +8,14 @@ Letters: E = width; H = heads, d = E/H; N = batch; L, S = number of queries and 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import OptionError, SizeError
+from weft.layers.cache import WeightCache, count_sources
 from weft.layers.composite import Composite, Maker
 from weft.layers.linear import Linear
 
@@ -103,9 +104,11 @@ class MultiheadAttention(Composite):
             member = maker((embed_dim, width), variance=1 / (3 * embed_dim) if name == "out_proj" else glorot)
             layer = Linear(width, embed_dim, bias, parametrization=member, path=path, device=device, dtype=dtype)
             self.add_module(name, layer)
+        self._cache = WeightCache()  # of torch's own module
         for name in ("bias_k", "bias_v"):
             empty = torch.empty((1, 1, embed_dim), device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(empty) if add_bias_kv else None)
+        self._num_sources = count_sources(self)
         with torch.no_grad():
             self._reset_biases()
 
@@ -188,6 +191,12 @@ class MultiheadAttention(Composite):
             OptionError: ``is_causal`` without the mask that it describes.
             SizeError: inputs of different ranks, or a mask that fits neither shape.
         """
+        folded = self._folded(query, key, value)
+        if folded is not None:
+            masks = {"attn_mask": attn_mask, "key_padding_mask": key_padding_mask, "is_causal": is_causal}
+            return folded(
+                query, key, value, need_weights=need_weights, average_attn_weights=average_attn_weights, **masks
+            )
         if not query.dim() == key.dim() == value.dim() or query.dim() not in (2, 3):
             ranks = (query.dim(), key.dim(), value.dim())
             raise SizeError(f"query, key and value must all have 3 dimensions, or 2 without a batch; got {ranks}")
@@ -218,6 +227,37 @@ class MultiheadAttention(Composite):
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return y if self.batch_first else y.transpose(0, 1), weights
+
+    def _folded(self, *inputs: Tensor) -> nn.Module | None:
+        """In evaluation, where every projection would run on a kept dense weight anyway: torch's own module."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        modules = self._modules
+        for name, x in zip(_PROJECTIONS, (*inputs, inputs[0]), strict=True):
+            if modules[name]._way(x) not in ("cached", "dense"):  # type: ignore[union-attr, operator]
+                return None
+        return self._cache.lookup(self, "folded", self._num_sources, self.fold)
+
+    def _kernel_macs(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+        widths = (query.numel(), key.numel(), value.numel(), query.numel())
+        return self.embed_dim * sum(widths)
+
+    def clear_cache(self) -> None:
+        """Forget what was built in evaluation."""
+        super().clear_cache()
+        self._cache.entry = None
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's; what was built in evaluation is forgotten.
+
+        Args:
+            mode: whether to train.
+
+        Returns:
+            the module.
+        """
+        self._cache.entry = None
+        return super().train(mode)
 
     def _appends(self) -> int:
         """Number of positions that are appended to keys and values."""

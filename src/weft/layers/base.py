@@ -333,6 +333,7 @@ class Layer(nn.Module, abc.ABC):
         record = record_of(parametrization)
         first = next(parametrization.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
+        self._device_type = device.type
         itemsize = 4 if first is None else first.element_size()
         self._num_sources = count_sources(parametrization)
         self._caches = parametrization.build_cost() > 0
@@ -413,22 +414,3 @@ def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         raise OptionError(
             f"{argument} must be one of {', '.join(choices)}; got {value!r}{nearest_name(str(value), choices)}"
         )
-
-
-def clear_cache(model: nn.Module) -> None:
-    """Forget the weights that layers built in evaluation.
-
-    Needed only after writes that the cache cannot see: through ``.data``, numpy or another process, in the middle of
-    evaluation.
-
-    Args:
-        model: any module; its Weft layers are found.
-
-    Example:
-        >>> import torch, weft
-        >>> model = torch.nn.Sequential(weft.Linear(8, 8, parametrization="kronecker"))
-        >>> weft.clear_cache(model)
-    """
-    for module in model.modules():
-        if isinstance(module, Layer):
-            module.clear_cache()

@@ -133,9 +133,16 @@ class WeightCache:
         grad = torch.is_grad_enabled()
         entry = self.entry
         if entry is not None:
-            owner_, tag_, epoch, device, cast, built, version, tensors, modules, _ = entry
+            owner_, tag_, epoch, device, cast, built, version, tensors, modules, wants_gradients, _ = entry
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            if owner_ is owner and tag_ == tag and epoch == _epoch and cast is autocast and _version(built) == version:
+            if (
+                owner_ is owner
+                and tag_ == tag
+                and epoch == _epoch
+                and cast is autocast
+                and _version(built) == version
+                and not (grad and wants_gradients)  # of sources that were trained then and are frozen now
+            ):
                 for names, name, source, source_version, address in tensors:
                     if (
                         names.get(name) is not source
@@ -165,7 +172,7 @@ class WeightCache:
         _watch_optimizers()
         device = tensors[0][2].device.type
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        epoch = _epoch
+        epoch, wants_gradients = _epoch, any(t.requires_grad for _, _, t in tensors)
         stamps = tuple((names, name, t, t._version, t.data_ptr()) for names, name, t in tensors)
         alive = tuple(t.detach() for _, _, t in tensors)  # keeps the storages, so that no address is used twice
         with plain_arithmetic(device):
@@ -174,7 +181,12 @@ class WeightCache:
                 built = built.detach()
                 if cast is not None and built.dtype != torch.float64:  # autocast leaves double precision alone
                     built = built.to(cast)
-        self.entry = (owner, tag, epoch, device, cast, built, _version(built), stamps, tuple(modules), alive)
+                # As the plain layer's weight: torch takes faster kernels for weights that ask for gradients.
+                built.requires_grad_(wants_gradients)
+        version = _version(built)
+        self.entry = (
+            owner, tag, epoch, device, cast, built, version, stamps, tuple(modules), wants_gradients, alive
+        )  # fmt: skip
         return built
 
 

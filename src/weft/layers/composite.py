@@ -108,9 +108,9 @@ class Composite(nn.Module, abc.ABC):
             values.append(holder._effective_weight() if child and name == "weight" else getattr(holder, name))
         return None if values[0] is None else values[0] if len(values) == 1 else torch.cat(values)
 
-    def _kernel_macs(self, x: Any) -> int:
-        """Multiply-adds with the weights, for a first input, that are not those of calls to its layers."""
-        return 0
+    @abc.abstractmethod
+    def _kernel_macs(self, *args: Any, **kwargs: Any) -> int:
+        """Multiply-adds with the weights, for the arguments of a call that ran on whole weights."""
 
     # ------------------------------------------------------------------ from and to plain modules
 
@@ -251,3 +251,22 @@ def parametrizations_of(module: Layer | Composite) -> list[Parametrization]:
     layers = module._layers().values() if isinstance(module, Composite) else (module,)
     weights = [layer.parametrization for layer in layers]
     return [part for w in weights for part in (w.parts() if isinstance(w, Stacked) else [w])]
+
+
+def clear_cache(model: nn.Module) -> None:
+    """Forget the weights that layers built in evaluation.
+
+    Needed only after writes that the cache cannot see: through ``.data``, numpy or another process, in the middle of
+    evaluation.
+
+    Args:
+        model: any module; its Weft layers are found.
+
+    Example:
+        >>> import torch, weft
+        >>> model = torch.nn.Sequential(weft.Linear(8, 8, parametrization="kronecker"))
+        >>> weft.clear_cache(model)
+    """
+    for module in model.modules():
+        if isinstance(module, Layer | Composite):
+            module.clear_cache()

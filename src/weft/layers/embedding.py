@@ -85,15 +85,13 @@ class Embedding(Layer):
         self._set_up(template, shape, 1, parametrization, path, init, device, dtype, options)
 
     def forward(self, index: Tensor) -> Tensor:
-        parametrization: Parametrization = self._modules["parametrization"]  # type: ignore[assignment]
-        device = next(parametrization.parameters()).device.type
-        if is_autocast(device):  # a look-up is no product: torch leaves it in full precision
-            with torch.autocast(device, enabled=False):
+        if is_autocast(self._device_type):  # a look-up is no product: torch leaves it in full precision
+            with torch.autocast(self._device_type, enabled=False):
                 return self.forward(index)
         if self._way(index) != "factored":
             padding = -1 if self.padding_idx is None else self.padding_idx
             return torch.embedding(self._effective_weight(), index, padding)  # F.embedding's checks upset jit.trace
-        y = parametrization.rows(index)
+        y = self.parametrization.rows(index)
         return y if self.padding_idx is None else y.masked_fill((index == self.padding_idx)[..., None], 0)
 
     def _to_weight(self, matrix: Tensor) -> Tensor:

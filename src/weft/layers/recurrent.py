@@ -93,13 +93,13 @@ class _Recurrent(Composite):
     @property
     def _flat_weights(self) -> list[Tensor]:
         """The weights and biases in torch's order, built or from the cache; in full precision, as torch's are."""
-        parameters, modules = self._parameters, self._modules
-        device = next(self.parameters()).device.type
-        if is_autocast(device):
-            with torch.autocast(device, enabled=False):
+        layers, parameters = self._modules, self._parameters
+        first: Any = layers[self._names[0].removeprefix("weight_")]
+        if is_autocast(first._device_type):
+            with torch.autocast(first._device_type, enabled=False):
                 return self._flat_weights
         return [
-            modules[name.removeprefix("weight_")]._effective_weight() if name.startswith("weight") else parameters[name]  # type: ignore[union-attr, operator, misc]
+            layers[name.removeprefix("weight_")]._effective_weight() if name.startswith("weight") else parameters[name]  # type: ignore[union-attr, operator, misc]
             for name in self._names
         ]
 
@@ -131,8 +131,8 @@ class _Recurrent(Composite):
     check_forward_args: Any = nn.RNNBase.check_forward_args
     permute_hidden: Any = nn.RNNBase.permute_hidden
 
-    def _kernel_macs(self, x: Any) -> int:
-        data = x.data if isinstance(x, PackedSequence) else x
+    def _kernel_macs(self, input: Any, *_: Any, **__: Any) -> int:  # noqa: A002, torch's name
+        data = input.data if isinstance(input, PackedSequence) else input
         steps = data.numel() // self.input_size  # of all sequences together
         return steps * sum(math.prod(layer.parametrization.shape) for layer in self._layers().values())
 

@@ -217,6 +217,12 @@ class Kronecker(Parametrization):
         self._restore_constants()
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self._constant_factors is not None and self.block_mix.is_meta and not self.mixing.is_meta:
+            for name, factor in zip(_FACTORS, self._constant_factors, strict=True):  # assigned: no state holds them
+                setattr(self, name, factor.to(self.mixing))
+
     def _products(self) -> Factors:
         """The factors a, b and c that are stored."""
         return self.block_mix, self.output_mix, self.input_mix

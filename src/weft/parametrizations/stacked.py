@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -77,7 +78,7 @@ class Stacked(Parametrization):
         return sum(member.cost(rows) for member in self.parts())
 
     def build_cost(self) -> int:
-        return sum(member.build_cost() for member in self.parts())
+        return sum(member.build_cost() for member in self.parts()) + math.prod(self.shape)  # putting them together
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         parts = self.parts()

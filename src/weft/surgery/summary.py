@@ -130,11 +130,12 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
     """Multiply-adds of every layer in one evaluation of the example."""
     macs: dict[nn.Module, int] = {}
 
-    def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def hook(module: Any, inputs: tuple[torch.Tensor, ...], named: dict[str, Any], output: torch.Tensor) -> None:
         if isinstance(module, Layer):
             count = module.explain(inputs[0]).macs
         elif isinstance(module, Composite):
-            count = module._kernel_macs(inputs[0])
+            by_parts = any(part in macs for part in module._layers().values())
+            count = 0 if by_parts else module._kernel_macs(*inputs, **named)
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
             count = inputs[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.modules.conv._ConvNd):
@@ -143,7 +144,11 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
             count = output.numel() * module.in_features
         macs[module] = macs.get(module, 0) + count
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (Layer, Composite, *_PLAIN))]
+    handles = [
+        m.register_forward_hook(hook, with_kwargs=True)
+        for m in model.modules()
+        if isinstance(m, (Layer, Composite, *_PLAIN))
+    ]
     try:
         with evaluation(model):
             call(model, example)
