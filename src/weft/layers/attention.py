@@ -19,6 +19,7 @@ from weft.layers.cache import WeightCache, count_sources
 from weft.layers.composite import Composite, Maker
 from weft.layers.linear import Linear
 
+_SMALL_PRODUCT = 2**23  # multiply-adds of a dense projection that no factors win back from torch's fused kernel
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -229,12 +230,13 @@ class MultiheadAttention(Composite):
         return y if self.batch_first else y.transpose(0, 1), weights
 
     def _folded(self, *inputs: Tensor) -> nn.Module | None:
-        """In evaluation, where every projection would run on a kept dense weight anyway: torch's own module."""
+        """In evaluation, where projections run on kept dense weights or are small: torch's own module, kept."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        modules = self._modules
+        small = inputs[0].numel() * self.embed_dim < _SMALL_PRODUCT
         for name, x in zip(_PROJECTIONS, (*inputs, inputs[0]), strict=True):
-            if modules[name]._way(x) not in ("cached", "dense"):  # type: ignore[union-attr, operator]
+            layer: Any = self._modules[name]
+            if not (small and layer.path == "auto") and layer._way(x) not in ("cached", "dense"):
                 return None
         return self._cache.lookup(self, "folded", self._num_sources, self.fold)
 

@@ -128,7 +128,9 @@ def seconds(
                 efficiency = _block_efficiency(math.sqrt(out * columns), 1, training, floor_s > 0)
             else:
                 efficiency, inner = 0.85, inner // positions
-            work = rows * groups * out * columns * inner / (0.85 if plain else efficiency)
+            if plain:  # thin convolutions are far from full speed
+                efficiency = 0.85 * min(1.0, math.sqrt(out * columns / kernel) / 64) if floor_s else 0.85
+            work = rows * groups * out * columns * inner / efficiency
             time_s += product(int(work), groups * out * columns, 2 if plain or floor_s else 5)
             passed_on = rows * groups * inner * numbers * itemsize / speed.bytes_per_s
             time_s += passed_on * (1 if plain or inner == kernel == 1 else 2 if training else 1.5)
