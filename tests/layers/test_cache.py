@@ -35,6 +35,16 @@ def test_frozen_weight_is_built_once_also_with_gradients_on(layer, x, monkeypatc
     assert len(builds) == 1
 
 
+def test_weight_frozen_after_it_was_kept_asks_for_no_gradients(layer, x):
+    with torch.no_grad():
+        want = layer(x)
+    layer.requires_grad_(False)
+    got = layer(x)
+    assert not got.requires_grad
+    assert_same(got, want, 0)
+    assert not layer.weight.requires_grad
+
+
 def test_convolutions_cache_too(monkeypatch):
     for conv in (weft.PHConv2d(8, 8, 3, n=4), weft.PHConvTranspose1d(8, 8, 3, n=4)):
         conv.eval()
