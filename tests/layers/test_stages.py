@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import weft
+from weft.layers import conv as conv_module
 from weft.layers.linear import run_stages
 from weft.layers.paths import Plan
 from weft.parametrizations import Stage, kronecker
@@ -96,6 +97,20 @@ def test_stage_convolutions_equal_the_plain_ones(options: dict, kind: str) -> No
         assert "stages" in layer.explain(x).path
         torch.testing.assert_close(layer(x), layer.fold()(x), rtol=0, atol=1e-10)
         torch.testing.assert_close(layer(x[0]), layer.fold()(x[0]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["Conv2d", "ConvTranspose1d"])
+def test_large_batches_are_convolved_a_few_samples_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv_module, "_CHUNK_BYTES", 2**12)
+    layer = getattr(weft, kind)(
+        8, 16, 3, parametrization="kronecker", algebra="quaternion", path="factored", dtype=torch.float64
+    ).eval()
+    x, seen = torch.randn(7, 8, *(9,) * int(kind[-2]), dtype=torch.float64), []
+    convolve = layer._convolve
+    monkeypatch.setattr(layer, "_convolve", lambda x, *more: seen.append(len(x)) or convolve(x, *more))
+    with torch.no_grad():
+        assert_same(layer(x), layer.fold()(x), 1e-12)
+    assert sum(seen) == 7 and len(seen) > 1
 
 
 @pytest.mark.parametrize("options", [{"n": 4, "rank": 5}, {"algebra": "quaternion"}], ids=str)
