@@ -1,6 +1,7 @@
 """Layers that run a product of stages: when they do, that it is right, and that nothing stale survives."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -97,6 +98,18 @@ def test_stage_convolutions_equal_the_plain_ones(options: dict, kind: str) -> No
         assert "stages" in layer.explain(x).path
         torch.testing.assert_close(layer(x), layer.fold()(x), rtol=0, atol=1e-10)
         torch.testing.assert_close(layer(x[0]), layer.fold()(x[0]), rtol=0, atol=1e-10)
+
+
+def test_explain_tells_the_number_of_products_and_their_error() -> None:
+    for options, products in (({"n": 4}, 7), ({"algebra": "octonion"}, 25), ({"n": 4, "rank": 5}, 5)):
+        layer = linear(**options).eval()
+        with torch.no_grad():
+            explanation = layer.explain(torch.randn(200, 24))
+        count, error = re.match(r"(\d+) products of blocks \(error (\S+)\); ", explanation.why).groups()
+        assert int(count) == products and 0 <= float(error) < 1e-11
+        blocks = 24 * 16 // int(layer.parametrization.n) ** 2
+        mixes = products * (24 + 16)
+        assert explanation.macs == 200 * (products * blocks + mixes)
 
 
 @pytest.mark.parametrize("kind", ["Conv2d", "ConvTranspose1d"])

@@ -218,7 +218,7 @@ class Layer(nn.Module, abc.ABC):
             else ""
         )
         if stages is not None and len(stages) == 3:
-            limit = f"{len(stages[1].matrix)} products of blocks; "
+            limit = f"{len(stages[1].matrix)} products of blocks (error {self.parametrization.stage_error:.1g}); "
         if self.path != "auto":
             why = limit + f"path={self.path!r} was asked for"
         elif way in ("cached", "dense") and not self._caches:

@@ -76,6 +76,7 @@ class Parametrization(nn.Module, abc.ABC):
         self.positions = positions
         self.variance = 1 / (3 * in_features) if variance is None else float(variance)
         self.fit_error: float | None = None  # of the last fit_
+        self.stage_error = 0.0  # relative error of what ``stages`` decomposed numerically the last time
 
     # ------------------------------------------------------------------ must be written
 

@@ -169,7 +169,11 @@ class Kronecker(Parametrization):
             return None
         if self.rank is None:
             known = isinstance(self.algebra, str) and expected_rank(self.algebra, self.n) is not None
-            return fast_product(self.algebra) if known and self.algebra is not None else None
+            if not known or not isinstance(self.algebra, str):
+                return None
+            product = fast_product(self.algebra)
+            self.stage_error = float((compose(product) - self._constant).norm() / self._constant.norm())
+            return product
         factors, error = decompose(self._constant, self.rank)
         if error > FIXED_TOLERANCE * 10:
             least, found = decompose(self._constant)
@@ -178,6 +182,7 @@ class Kronecker(Parametrization):
                 f"rank={self.rank} cannot represent algebra {self.algebra!r}: relative error {error:.2g}; the smallest "
                 f"rank found is {fewest}; leave rank out to use it"
             )
+        self.stage_error = error
         return factors
 
     @torch.no_grad()
@@ -272,7 +277,7 @@ class Kronecker(Parametrization):
         if error > LEARNED_TOLERANCE or amplification(factors) > LARGEST_AMPLIFICATION:
             self._last_factors = None  # what led here is no start for the next search
             return None
-        self._last_factors = factors
+        self._last_factors, self.stage_error = factors, error
         return tuple(factor.to(self.blocks) for factor in factors)  # type: ignore[return-value]
 
     def stages(self) -> list[Stage] | None:

@@ -150,8 +150,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> Family:
         the record of the family.
 
     Raises:
-        OptionError: an option is unknown, or ``share`` is given with the option that it would choose, or to a
-            family that is not sized by it.
+        OptionError: an option is unknown. Whether ``share`` goes with the other options is checked by ``within``.
     """
     record = family(name)
     known = {*record.options, "share"} | (COMMON - {"shape"})
