@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import OptionError, SizeError
-from weft.layers.cache import WeightCache, count_sources
+from weft.layers.cache import WeightCache, count_sources, is_tracing
 from weft.layers.composite import Composite, Maker
 from weft.layers.linear import Linear
 
@@ -231,7 +231,7 @@ class MultiheadAttention(Composite):
 
     def _folded(self, *inputs: Tensor) -> nn.Module | None:
         """In evaluation, where projections run on kept dense weights or are small: torch's own module, kept."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
             return None
         small = inputs[0].numel() * self.embed_dim < _SMALL_PRODUCT
         for name, x in zip(_PROJECTIONS, (*inputs, inputs[0]), strict=True):
