@@ -4,7 +4,13 @@
 """
 
 from weft.train.classifier import Classifier
+from weft.train.decreasing_lr import DecreasingLR
+from weft.train.decreasing_lr import Round
+from weft.train.decreasing_lr import train_with_decreasing_lr
 
 __all__ = [
     "Classifier",
+    "DecreasingLR",
+    "Round",
+    "train_with_decreasing_lr",
 ]
