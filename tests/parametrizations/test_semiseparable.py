@@ -183,7 +183,7 @@ def test_budgets_are_kept_and_used(shape, share):
     assert member.num_parameters == numbers(shape, member.num_stages, member.state) <= budget
     if member.num_stages > 1:
         assert numbers(shape, member.num_stages, member.state + 1) > budget
-    assert member.num_parameters > (0.95 if math.prod(shape) > 1e4 else 0.7) * budget
+    assert member.num_parameters > (0.9 if math.prod(shape) > 1e4 else 0.7) * budget
 
 
 def test_the_smallest_member_is_the_smallest():
@@ -227,12 +227,13 @@ def test_bad_sizes_are_refused(options, message):
 def test_runs_of_kernel_positions_are_never_cut():
     member = SequentiallySemiseparable((8, 27), stages=4, state=2, positions=3)
     assert [size % 3 for size in member.plan.columns] == [0] * 4
-    assert plan((8, 27), 3, 4, 2).count() == member.num_parameters
+    assert plan((8, 27), 3, 4, 2).numbers() == member.num_parameters
     with pytest.raises(OptionError, match=r"1..min\(out, in/positions\) = 1..3"):
         SequentiallySemiseparable((8, 27), stages=4, state=2, positions=9)
 
 
-def test_many_rows_run_in_parts():
+def test_many_rows_run_in_parts(monkeypatch):
+    monkeypatch.setattr("weft.parametrizations.chunks._CACHED", 1)
     member = SequentiallySemiseparable((9, 14), stages=4, state=2, dtype=torch.float64)
     x, bias = torch.randn(5, 61, 14, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
     want = x @ oracles.semiseparable_matrix(member).T + bias
