@@ -140,6 +140,24 @@ def test_weights_find_better_outputs():
     assert error < 0.5 * oracles.weighted_error(plain.dense(), target, x)
 
 
+@pytest.mark.parametrize(("shape", "stages", "state"), SIZES)
+def test_weighted_outputs_are_the_best_for_the_states(monkeypatch, shape, stages, state):
+    """Without the steps: no change of D, C or G lowers the weighted error of the realisation."""
+    monkeypatch.setattr("weft.parametrizations.semiseparable.refine", lambda *_, **__: None)
+    target, x = matrix(shape), matrix((200, shape[1])) @ matrix((shape[1], shape[1]))
+    member = SequentiallySemiseparable(shape, stages=stages, state=state, dtype=torch.float64)
+    names = ("diagonal", "lower_output", "upper_output")
+
+    def slopes():
+        loss = ((member.dense() - target) @ x.T).square().sum()
+        return torch.cat(torch.autograd.grad(loss, [getattr(member, name) for name in names])).norm()
+
+    member.fit_(target)
+    before, error = slopes(), oracles.weighted_error(member.dense(), target, x)
+    assert member.fit_(target, x.T @ x) <= error
+    assert slopes() <= 1e-8 * before
+
+
 @pytest.mark.parametrize("stages", [5, 30])
 def test_initial_entries_are_alike_however_far_from_the_diagonal(stages):
     draws = torch.stack(

@@ -614,6 +614,7 @@ register(
             "upper_state": False,
             "upper_output": True,
         },
+        lr_multiplier={"lower_state": 0.1, "upper_state": 0.1},  # a step on A acts once per stage that it is passed
         launches=180,  # two thirds of them views and small copies, which cost as much as small kernels
         efficiency=0.25,
     )
