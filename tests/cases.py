@@ -1,8 +1,9 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import Dense, Kronecker, LowRank, QuaternionRotation
+from weft.parametrizations import Dense, Kronecker, LowRank, QuaternionRotation, SequentiallySemiseparable
 from weft.testing import Case, oracles
 
+_DESCENT = "not convex: the realisation is refined by a bounded number of descent steps"
 DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
 LOW_RANK = Case(
     "low_rank",
@@ -39,4 +40,17 @@ ROTATION = Case(
     QuaternionRotation,
     lambda p: oracles.rotation_blocks(p.quaternions, p.scale, p.n),
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION)
+SSS = Case(
+    "sss",
+    lambda shape, **common: SequentiallySemiseparable(shape, stages=4, state=2, **common),
+    oracles.semiseparable_matrix,
+    expected_failures={"residual_is_orthogonal": _DESCENT},
+)
+SSS_UNEVEN = Case(
+    "sss_uneven",
+    lambda shape, **common: SequentiallySemiseparable(shape, stages=5, state=3, **common),
+    oracles.semiseparable_matrix,
+    shapes=((8, 13), (12, 7), (7, 7)),
+    expected_failures={"residual_is_orthogonal": _DESCENT},
+)
+CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, SSS, SSS_UNEVEN)

@@ -57,6 +57,7 @@ def interop(words: str) -> tuple[str, ...]:
 
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
+SEMI = "parametrizations/semiseparable.py"
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 
 FAULTS = [
@@ -88,6 +89,10 @@ FAULTS = [
     ),
     Fault(RANK, '{remedy}", least if least <= 1 else None', '{remedy}", least', "an impossible smallest share"),
     Fault(FIT, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
+    Fault(SEMI, "states[stages - 1 :].flip(0)", "states[stages - 1 :]", "states of the upper chain not turned"),
+    Fault(SEMI, "max(1, rows / columns) ** 0.5", "1.0", "states that grow lose their size"),
+    Fault(SEMI, "min(state, before, shape[0] - over)", "min(state, before)", "states larger than a cut needs"),
+    Fault(SEMI, "> error:  # directions", "< error:  # directions", "the best weighted outputs are thrown away"),
     Fault(KRON, "self._mixing().permute(1, 2, 0)", "self._mixing().permute(2, 1, 0)", "A transposed in linear()"),
     Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),
     Fault(FIT, "mixing[:count] = u[:, :count].T * scale", "mixing[:count] = u[:, :count].T", "fit off by a factor"),

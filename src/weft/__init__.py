@@ -40,6 +40,7 @@ from weft.layers import QuaternionConvTranspose3d
 from weft.layers import QuaternionLinear
 from weft.layers import RNN
 from weft.layers import ResidualGate
+from weft.layers import SSSLinear
 from weft.layers import clear_cache
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
@@ -83,6 +84,7 @@ __all__ = [
     "QuaternionConvTranspose3d",
     "QuaternionLinear",
     "ResidualGate",
+    "SSSLinear",
     "WeftError",
     "algebra_penalty",
     "approximate",

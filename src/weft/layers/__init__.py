@@ -28,6 +28,7 @@ from weft.layers.named import QuaternionConvTranspose1d
 from weft.layers.named import QuaternionConvTranspose2d
 from weft.layers.named import QuaternionConvTranspose3d
 from weft.layers.named import QuaternionLinear
+from weft.layers.named import SSSLinear
 from weft.layers.recurrent import GRU
 from weft.layers.recurrent import LSTM
 from weft.layers.recurrent import RNN
@@ -63,5 +64,6 @@ __all__ = [
     "QuaternionConvTranspose3d",
     "QuaternionLinear",
     "ResidualGate",
+    "SSSLinear",
     "clear_cache",
 ]

@@ -20,6 +20,7 @@ from weft.parametrizations.registry import family
 from weft.parametrizations.registry import make
 from weft.parametrizations.registry import record_of
 from weft.parametrizations.registry import register
+from weft.parametrizations.semiseparable import SequentiallySemiseparable
 from weft.parametrizations.stacked import Stacked
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LowRank",
     "Parametrization",
     "QuaternionRotation",
+    "SequentiallySemiseparable",
     "Stacked",
     "Stage",
     "StageShape",

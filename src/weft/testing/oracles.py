@@ -67,6 +67,54 @@ def sum_of_outer_products(*factors: Tensor) -> Tensor:
     return torch.from_numpy(np.sum([np.multiply.outer(np.multiply.outer(a, b), c) for a, b, c in columns], axis=0))
 
 
+def semiseparable_matrix(member: Any) -> Tensor:
+    """A sequentially semiseparable matrix, from the recursions: each column is the answer to one unit input.
+
+    Args:
+        member: with the features ``plan`` (sizes of the stages and states) and the parameters of the family ``sss``,
+            whose blocks stand one after the other.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    rows, columns, lower, upper = member.plan
+    last = len(rows) - 1
+
+    def blocks(name: str, sizes: list[tuple[int, int]]) -> list[Any]:
+        values, place, found = _numpy(getattr(member, name)), 0, []
+        for r, c in sizes:
+            found.append(values[place : place + r * c].reshape(r, c))
+            place += r * c
+        assert place == values.size, f"{name} stores {values.size} numbers, must be {place}"
+        return found
+
+    d = blocks("diagonal", [(rows[k], columns[k]) for k in range(last + 1)])
+    b = blocks("lower_input", [(lower[k], columns[k]) for k in range(last)])
+    a = blocks("lower_state", [(lower[k], lower[k - 1]) for k in range(1, last)])
+    c = blocks("lower_output", [(rows[k + 1], lower[k]) for k in range(last)])
+    f = blocks("upper_input", [(upper[k], columns[k + 1]) for k in range(last)])
+    e = blocks("upper_state", [(upper[k - 1], upper[k]) for k in range(1, last)])
+    g = blocks("upper_output", [(rows[k], upper[k]) for k in range(last)])
+    ends = np.cumsum(columns)
+    answers = []
+    for unit in np.eye(sum(columns)):
+        u = np.split(unit, ends[:-1])
+        y = [d[k] @ u[k] for k in range(last + 1)]
+        if last:
+            x = b[0] @ u[0]
+            for k in range(1, last + 1):
+                y[k] = y[k] + c[k - 1] @ x
+                if k < last:
+                    x = a[k - 1] @ x + b[k] @ u[k]
+            z = f[last - 1] @ u[last]
+            for k in range(last - 1, -1, -1):
+                y[k] = y[k] + g[k] @ z
+                if k > 0:
+                    z = e[k - 1] @ z + f[k - 1] @ u[k]
+        answers.append(np.concatenate(y))
+    return torch.from_numpy(np.stack(answers, axis=1))
+
+
 def hamilton_product(p: Sequence[float], q: Sequence[float]) -> tuple[float, float, float, float]:
     """The product of two quaternions by Hamilton's formula, with i^2 = j^2 = k^2 = ijk = -1.
 
