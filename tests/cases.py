@@ -1,6 +1,6 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import Dense, Kronecker, LowRank, QuaternionRotation
+from weft.parametrizations import HODLR, Dense, Kronecker, LowRank, QuaternionRotation
 from weft.testing import Case, oracles
 
 DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
@@ -39,4 +39,15 @@ ROTATION = Case(
     QuaternionRotation,
     lambda p: oracles.rotation_blocks(p.quaternions, p.scale, p.n),
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION)
+HIERARCHY = Case(
+    "hodlr_depth3",
+    lambda shape, **common: HODLR(shape, depth=3, rank=1, **common),
+    lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
+)
+UNEVEN_HIERARCHY = Case(
+    "hodlr_uneven",
+    lambda shape, **common: HODLR(shape, depth=3, rank=2, **common),
+    lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
+    shapes=((10, 15), (15, 10), (9, 9)),
+)
+CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, HIERARCHY, UNEVEN_HIERARCHY)

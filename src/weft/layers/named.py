@@ -231,27 +231,8 @@ class QuaternionConvTranspose3d(_Quaternion, ConvTranspose3d):
     """
 
 
-class LRLinear(_Named, Linear):
-    """``Linear`` of low rank, sized by a share, optionally fitted to a given weight.
-
-    Args:
-        in_features: size of each input row.
-        out_features: size of each output row.
-        share: stored over dense numbers, in (0, 1]; or give ``rank``.
-        bias: whether to add a learned bias.
-        initial_weight: (out, in) matrix to fit, None for a random start.
-        initial_bias: (out,) values of the bias, None for a random start.
-        **options: ``rank``, ``path``, ``init``, ``device``, ``dtype``, as ``weft.Linear``.
-
-    Raises:
-        SizeError: ``initial_bias`` of the wrong shape, or given without a bias.
-
-    Example:
-        >>> LRLinear(300, 200, share=0.1).parametrization.rank
-        12
-    """
-
-    _family = "low_rank"
+class _Sized(_Named, Linear):
+    """A linear layer sized by a share and optionally fitted to a given weight; see ``LRLinear``."""
 
     def __init__(
         self,
@@ -274,3 +255,39 @@ class LRLinear(_Named, Linear):
                 )
             with torch.no_grad():
                 self.bias.copy_(initial_bias)
+
+
+class LRLinear(_Sized):
+    """``Linear`` of low rank, sized by a share, optionally fitted to a given weight.
+
+    Args:
+        in_features: size of each input row.
+        out_features: size of each output row.
+        share: stored over dense numbers, in (0, 1]; or give ``rank``.
+        bias: whether to add a learned bias.
+        initial_weight: (out, in) matrix to fit, None for a random start.
+        initial_bias: (out,) values of the bias, None for a random start.
+        **options: ``rank``, ``path``, ``init``, ``device``, ``dtype``, as ``weft.Linear``.
+
+    Raises:
+        SizeError: ``initial_bias`` of the wrong shape, or given without a bias.
+
+    Example:
+        >>> LRLinear(300, 200, share=0.1).parametrization.rank
+        12
+    """
+
+    _family = "low_rank"
+
+
+class HODLRLinear(_Sized):
+    """``Linear`` whose weight is dense on the diagonal and of low rank off it, at every scale; as ``LRLinear``.
+
+    Sized by ``share``, or by ``depth`` and ``rank``, or by ``share`` and one of them.
+
+    Example:
+        >>> HODLRLinear(512, 512, share=0.2, depth=4).parametrization.rank
+        6
+    """
+
+    _family = "hodlr"
