@@ -51,6 +51,7 @@ def interop(words: str) -> tuple[str, ...]:
 
 
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
+HODLR = "parametrizations/hodlr.py"
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 
@@ -82,6 +83,17 @@ FAULTS = [
         RANK, "return rows * self.rank * sum(self.shape)", "return rows * self.rank * self.shape[0]", "half the cost"
     ),
     Fault(RANK, '{remedy}", least if least <= 1 else None', '{remedy}", least', "an impossible smallest share"),
+    Fault(HODLR, "(leaf >> k ^ 1)", "(leaf >> k)", "a leaf meets its own sums, not those of the other side"),
+    Fault(HODLR, "keepdim=True).flip(1)", "keepdim=True)", "the same in deep trees"),
+    Fault(HODLR, "self.variance * size / self.rank", "self.variance * size", "initial variance grows with the rank"),
+    Fault(
+        HODLR,
+        "wanted = w[a, c] - _share_of(w[a] - target[a], gram, c)",
+        "wanted = target[a, c]",
+        "a weighted fit that forgets that the blocks of a row compete",
+    ),
+    Fault(HODLR, "if left < least:", "if left > least or least == math.inf:", "the depth that leaves most"),
+    Fault(HODLR, "F.pad(right, (0, beside))", "F.pad(right, (beside, 0))", "uneven leaves shifted"),
     Fault(FIT, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
     Fault(KRON, "self._mixing().permute(1, 2, 0)", "self._mixing().permute(2, 1, 0)", "A transposed in linear()"),
     Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),

@@ -11,6 +11,7 @@ import torch
 import weft
 from weft.errors import BudgetError, FitError, OptionError
 from weft.parametrizations import HODLR, make
+from weft.parametrizations.refine import refine
 from weft.testing import assert_same, oracles
 
 SHAPES = [(16, 24), (20, 20), (40, 51), (51, 40)]
@@ -96,6 +97,7 @@ def test_weighted_fit_beats_the_unweighted_one_clearly():
     error = weighted.fit_(target, x.T @ x)
     assert error < 0.8 * oracles.weighted_error(plain.dense(), target, x)
     assert error == pytest.approx(oracles.weighted_error(weighted.dense(), target, x), abs=1e-9)
+    assert error < 0.99 * refine(plain, target, x.T @ x)  # a descent from the unweighted fit ends higher
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (40, 51), (51, 40), (300, 300)])

@@ -390,7 +390,7 @@ class HODLR(Parametrization):
 #: Up to so many levels the sums over siblings are one product with a small 0/1 matrix; beyond, it outgrows the weight.
 _MIXED_LEVELS = 6
 #: Rounds of the weighted fit over the blocks before all are refined together.
-_SWEEPS = 2
+_SWEEPS = 4
 
 
 def _check_depth(shape: tuple[int, int], positions: int, depth: int | None) -> None:
