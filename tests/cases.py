@@ -1,6 +1,6 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import Dense, Kronecker, LowRank, QuaternionRotation, SequentiallySemiseparable
+from weft.parametrizations import HODLR, Dense, Kronecker, LowRank, QuaternionRotation, SequentiallySemiseparable
 from weft.testing import Case, oracles
 
 _DESCENT = "not convex: the realisation is refined by a bounded number of descent steps"
@@ -53,4 +53,15 @@ SSS_UNEVEN = Case(
     shapes=((8, 13), (12, 7), (7, 7)),
     expected_failures={"residual_is_orthogonal": _DESCENT},
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, SSS, SSS_UNEVEN)
+HIERARCHY = Case(
+    "hodlr_depth3",
+    lambda shape, **common: HODLR(shape, depth=3, rank=1, **common),
+    lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
+)
+UNEVEN_HIERARCHY = Case(
+    "hodlr_uneven",
+    lambda shape, **common: HODLR(shape, depth=3, rank=2, **common),
+    lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
+    shapes=((10, 15), (15, 10), (9, 9)),
+)
+CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, SSS, SSS_UNEVEN, HIERARCHY, UNEVEN_HIERARCHY)

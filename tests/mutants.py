@@ -56,6 +56,7 @@ def interop(words: str) -> tuple[str, ...]:
 
 
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
+HODLR = "parametrizations/hodlr.py"
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 SEMI = "parametrizations/semiseparable.py"
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
@@ -88,6 +89,17 @@ FAULTS = [
         RANK, "return rows * self.rank * sum(self.shape)", "return rows * self.rank * self.shape[0]", "half the cost"
     ),
     Fault(RANK, '{remedy}", least if least <= 1 else None', '{remedy}", least', "an impossible smallest share"),
+    Fault(HODLR, "(leaf >> k ^ 1)", "(leaf >> k)", "a leaf meets its own sums, not those of the other side"),
+    Fault(HODLR, "keepdim=True).flip(1)", "keepdim=True)", "the same in deep trees"),
+    Fault(HODLR, "self.variance * size / self.rank", "self.variance * size", "initial variance grows with the rank"),
+    Fault(
+        HODLR,
+        "wanted = w[a, c] - _share_of(w[a] - target[a], gram, c)",
+        "wanted = target[a, c]",
+        "a weighted fit that forgets that the blocks of a row compete",
+    ),
+    Fault(HODLR, "if left < least:", "if left > least or least == math.inf:", "the depth that leaves most"),
+    Fault(HODLR, "F.pad(right, (0, beside))", "F.pad(right, (beside, 0))", "uneven leaves shifted"),
     Fault(FIT, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
     Fault(SEMI, "states[stages - 1 :].flip(0)", "states[stages - 1 :]", "states of the upper chain not turned"),
     Fault(SEMI, "max(1, rows / columns) ** 0.5", "1.0", "states that grow lose their size"),

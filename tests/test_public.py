@@ -15,7 +15,7 @@ import weft
 NAMES = {
     *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
     *("PHMLinear", "PHConv1d", "PHConv2d", "PHConv3d", "PHConvTranspose1d", "PHConvTranspose2d", "PHConvTranspose3d"),
-    *("QuaternionLinear", "QuaternionConv1d", "QuaternionConv2d", "QuaternionConv3d", "LRLinear"),
+    *("QuaternionLinear", "QuaternionConv1d", "QuaternionConv2d", "QuaternionConv3d", "LRLinear", "HODLRLinear"),
     *("convert", "approximate", "fold", "verify", "summary", "parameter_groups", "clear_cache", "families"),
     *("Parametrization", "WeftError", "parametrizations"),
 }

@@ -20,6 +20,7 @@ from weft.layers import ConvTranspose2d
 from weft.layers import ConvTranspose3d
 from weft.layers import Embedding
 from weft.layers import GRU
+from weft.layers import HODLRLinear
 from weft.layers import LRLinear
 from weft.layers import LSTM
 from weft.layers import Linear
@@ -65,6 +66,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "HODLRLinear",
     "LRLinear",
     "Linear",
     "MultiheadAttention",

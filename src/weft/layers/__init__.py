@@ -13,6 +13,7 @@ from weft.layers.conv import ConvTranspose3d
 from weft.layers.embedding import Embedding
 from weft.layers.gate import ResidualGate
 from weft.layers.linear import Linear
+from weft.layers.named import HODLRLinear
 from weft.layers.named import LRLinear
 from weft.layers.named import PHConv1d
 from weft.layers.named import PHConv2d
@@ -45,6 +46,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "HODLRLinear",
     "LRLinear",
     "Layer",
     "Linear",

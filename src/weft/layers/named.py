@@ -306,3 +306,16 @@ class SSSLinear(_Structured):
     """
 
     _family = "sss"
+
+
+class HODLRLinear(_Structured):
+    """``Linear`` whose weight is dense on the diagonal and of low rank off it, at every scale; as ``LRLinear``.
+
+    Sized by ``share``, or by ``depth`` and ``rank``, or by ``share`` and one of them.
+
+    Example:
+        >>> HODLRLinear(512, 512, share=0.2, depth=4).parametrization.rank
+        6
+    """
+
+    _family = "hodlr"

@@ -10,6 +10,7 @@ from weft.parametrizations.base import Parametrization
 from weft.parametrizations.base import Stage
 from weft.parametrizations.base import StageShape
 from weft.parametrizations.dense import Dense
+from weft.parametrizations.hodlr import HODLR
 from weft.parametrizations.kronecker import Kronecker
 from weft.parametrizations.low_rank import LowRank
 from weft.parametrizations.rotation import QuaternionRotation
@@ -24,6 +25,7 @@ from weft.parametrizations.semiseparable import SequentiallySemiseparable
 from weft.parametrizations.stacked import Stacked
 
 __all__ = [
+    "HODLR",
     "Dense",
     "Family",
     "Kronecker",

@@ -199,6 +199,11 @@ class Parametrization(nn.Module, abc.ABC):
         """Options of the largest member that stores at most ``budget`` numbers."""
         raise OptionError(f"family {cls.family or cls.__name__!r} has no size option that a share could choose")
 
+    @classmethod
+    def _sized_for(cls, target: Tensor, budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of the member of at most ``budget`` numbers that suits a target; by default those of the largest."""
+        return cls._sized((target.shape[0], target.shape[1]), budget, positions, options)
+
     # ------------------------------------------------------------------ free
 
     @torch.no_grad()
@@ -237,13 +242,17 @@ class Parametrization(nn.Module, abc.ABC):
         return self.fit_error
 
     @classmethod
-    def within(cls, shape: tuple[int, int], share: float, **options: Any) -> Parametrization:
+    def within(
+        cls, shape: tuple[int, int], share: float, *, target: Tensor | None = None, **options: Any
+    ) -> Parametrization:
         """The largest member of the family that stores at most ``int(share * out * in)`` numbers.
 
         Args:
             shape: (out, in).
             share: stored numbers of the weight per number of the dense weight, in (0, 1]. Bias, index and constant
                 buffers are not counted.
+            target: matrix of that shape that the member will be fitted to: families with several sizes of one
+                budget then take the one that suits it, instead of the largest.
             **options: passed to the constructor.
 
         Returns:
@@ -259,7 +268,12 @@ class Parametrization(nn.Module, abc.ABC):
         """
         if not 0 < share <= 1:
             raise BudgetError(f"share must be in (0, 1] (stored numbers / dense numbers), got {share}")
-        sized = cls._sized(shape, int(share * shape[0] * shape[1]), options.get("positions", 1), options)
+        budget, positions = int(share * shape[0] * shape[1]), options.get("positions", 1)
+        if target is None or target.is_meta or not torch.isfinite(target).all():  # which fit_ refuses
+            sized = cls._sized(shape, budget, positions, options)
+        else:
+            working = target.detach().to(torch.promote_types(target.dtype, torch.float32))
+            sized = cls._sized_for(working, budget, positions, options)
         return cls(shape, **{**options, **sized})
 
     @property

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from torch import Tensor
+
 from weft.errors import OptionError, UnknownNameError, nearest_name
 from weft.parametrizations.base import Parametrization
 
@@ -163,12 +165,13 @@ def check_options(name: str, options: Mapping[str, Any]) -> Family:
     return record
 
 
-def make(name: str, shape: tuple[int, int], **options: Any) -> Parametrization:
+def make(name: str, shape: tuple[int, int], *, target: Tensor | None = None, **options: Any) -> Parametrization:
     """A member of a family, by name, with drawn parameters.
 
     Args:
         name: of the family.
         shape: (out, in).
+        target: matrix that the member will be fitted to, which a choice of sizes within ``share`` may look at.
         **options: the family's own, or ``share`` in (0, 1] to take the largest member within that budget;
             ``positions``, ``variance``, ``device`` and ``dtype`` as in ``Parametrization``.
 
@@ -187,4 +190,4 @@ def make(name: str, shape: tuple[int, int], **options: Any) -> Parametrization:
     if options.get("share") is None:
         options.pop("share", None)
         return record.cls(shape, **options)
-    return record.cls.within(shape, **options)
+    return record.cls.within(shape, target=target, **options)

@@ -42,6 +42,7 @@ def approximate(
         raise SizeError(f"matrix must have two dimensions (out, in), got shape {tuple(matrix.shape)}; reshape it first")
     dtype = matrix.dtype if matrix.is_floating_point() else None
     out_features, in_features = matrix.shape
-    member = make(family, (out_features, in_features), share=share, device=matrix.device, dtype=dtype, **options)
+    shape = (out_features, in_features)
+    member = make(family, shape, target=matrix, share=share, device=matrix.device, dtype=dtype, **options)
     member.fit_(matrix, gram)
     return member

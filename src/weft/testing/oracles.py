@@ -300,3 +300,43 @@ def weighted_error(matrix: Tensor, target: Tensor, inputs: Tensor | None = None)
     if inputs is not None:
         difference, size = _numpy(inputs) @ difference.T, _numpy(inputs) @ size.T
     return math.sqrt(float((difference**2).sum()) / float((size**2).sum()))
+
+
+def hodlr_matrix(
+    left: Tensor, right: Tensor, shape: tuple[int, int], depth: int, rank: int, positions: int = 1
+) -> Tensor:
+    """A hierarchically off-diagonal low-rank matrix, entry by entry from its stored numbers.
+
+    Args:
+        left: leaf after leaf [D | U], flat.
+        right: leaf after leaf V, flat.
+        shape: (out, in).
+        depth: levels of the tree, the root counted.
+        rank: of the off-diagonal blocks.
+        positions: columns of one input channel.
+
+    Returns:
+        (out, in), in double precision.
+    """
+    a, b, leaves, width = list(_numpy(left)), list(_numpy(right)), 2 ** (depth - 1), (depth - 1) * rank
+    row_leaf, column_leaf = ([i for i, part in enumerate(np.array_split(range(n), leaves)) for _ in part]
+        for n in (shape[0], shape[1] // positions))  # fmt: skip
+    column_leaf = [leaf for leaf in column_leaf for _ in range(positions)]
+    near, up, down = {}, {}, {}
+    for o, leaf in enumerate(row_leaf):
+        for i in (i for i in range(shape[1]) if column_leaf[i] == leaf):
+            near[o, i] = a.pop(0)
+        for k in range(width):
+            up[o, k] = a.pop(0)
+    for leaf in range(leaves):
+        for k in range(width):
+            for i in (i for i in range(shape[1]) if column_leaf[i] == leaf):
+                down[k, i] = b.pop(0)
+    total = np.zeros(shape)
+    for o, i in itertools.product(range(shape[0]), range(shape[1])):
+        if (o, i) in near:
+            total[o, i] = near[o, i]
+            continue
+        level = depth - 1 - (row_leaf[o] ^ column_leaf[i]).bit_length()  # the split that parts the two leaves
+        total[o, i] = sum(up[o, k] * down[k, i] for k in range(level * rank, (level + 1) * rank))
+    return torch.from_numpy(total)

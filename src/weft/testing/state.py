@@ -9,6 +9,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -176,8 +177,9 @@ def unknown_options_are_refused(case: Case) -> None:
     """A misspelt option raises OptionError with the right name in the message."""
     record = case.record
     option = next(iter(record.options), "share")
+    misspelt: dict[str, Any] = {f"{option}x": 1}
     try:
-        make(record.name, case.shapes[0], **{f"{option}x": 1})
+        make(record.name, case.shapes[0], **misspelt)
     except OptionError as error:
         assert f"did you mean {option!r}" in str(error), f"the message does not name {option!r}: {error}"
         assert f"{option}x" in str(error), f"the message does not name {option}x: {error}"
