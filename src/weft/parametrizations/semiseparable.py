@@ -348,10 +348,10 @@ class SequentiallySemiseparable(Parametrization):
         OptionError: ``stages`` or ``state`` is missing or out of range.
 
     Source:
-        Dewilde and van der Veen 1998, Time-Varying Systems and Computations; Kissel and Diepold 2022, Deep
-        Convolutional Neural Networks with Sequentially Semiseparable Weight Matrices, ESANN,
-        https://doi.org/10.14428/esann/2022.ES2022-24, for its use as a layer. The products by prefix products are those
-        of state-space duality, Dao and Gu 2024, https://arxiv.org/abs/2405.21060, section 6.
+        Dewilde and van der Veen 1998, Time-Varying Systems and Computations; Kissel et al. 2022, Backpropagation
+        Through States: Training Neural Networks with Sequentially Semiseparable Weight Matrices, EPIA,
+        https://doi.org/10.1007/978-3-031-16474-3_39, for its use as a layer. Products without a loop over the stages as
+        in state-space duality, Dao and Gu 2024, https://arxiv.org/abs/2405.21060, section 6.
 
     Example:
         >>> p = SequentiallySemiseparable((8, 12), stages=4, state=1)
@@ -397,13 +397,8 @@ class SequentiallySemiseparable(Parametrization):
         self.plan = plan(self.shape, positions, self.num_stages, self.state)
         self._sizes = self.plan.blocks()
         rows, columns = self.plan.rows[0], self.plan.columns[0]
-        largest_blocks = {
-            "diagonal": (rows, columns),
-            "input": (self.state, columns),
-            "state": (self.state, self.state),
-        }
-        largest_blocks["output"] = (rows, self.state)
-        self._padded = {name: largest_blocks[name.rpartition("_")[2]] for name in self._sizes}
+        padded = {"input": (self.state, columns), "state": (self.state, self.state), "output": (rows, self.state)}
+        self._padded = {name: padded.get(name.rpartition("_")[2], (rows, columns)) for name in self._sizes}
         for name, sizes in self._sizes.items():
             numbers = sum(rows * columns for rows, columns in sizes)
             setattr(self, name, nn.Parameter(torch.empty(numbers, device=device, dtype=dtype)))
@@ -576,7 +571,7 @@ class SequentiallySemiseparable(Parametrization):
 
 
 #: Multiply-adds that all evaluations of ``dense()`` in a refinement may take: with their gradients some ten seconds.
-_MOST_WORK = 16_000_000_000
+_MOST_WORK = 12_000_000_000
 
 
 def _uniform(block: Tensor, variance: float) -> None:
@@ -596,8 +591,8 @@ register(
         title="Sequentially semiseparable",
         summary="Blocks on the diagonal, and beside it the response of a linear system that runs along the features.",
         advice="For features in an order, where distant ones interact through few numbers; fast from 1024 wide.",
-        source="Dewilde and van der Veen 1998, Time-Varying Systems and Computations; Kissel and Diepold 2022, "
-        "https://doi.org/10.14428/esann/2022.ES2022-24",
+        source="Dewilde and van der Veen 1998, Time-Varying Systems and Computations; Kissel et al. 2022, "
+        "https://doi.org/10.1007/978-3-031-16474-3_39",
         options={
             "stages": "number N of stages that features are cut into, 1..min(out, in); or give share",
             "state": "size s of the states between stages, at least 1; or give share",
