@@ -308,7 +308,7 @@ FAULTS = [
         "layers/recurrent.py", "variance = 1 / (3 * self.hidden_size)", "variance = None", "initial law of a product"
     ),
     Fault("layers/recurrent.py", "return steps * sum", "return sum", "multiply-adds of one step"),
-    Fault("layers/attention.py", "q.shape[-1] ** -0.5", "self.embed_dim ** -0.5", "scores scaled by the whole width"),
+    Fault("layers/attention.py", "depth**-0.5", "self.embed_dim**-0.5", "scores scaled by the whole width"),
     Fault("layers/attention.py", "(0, self._appends())", "(0, 0)", "masks too short for appended keys"),
     Fault("layers/attention.py", "masks.append(padding[:, None, None])", "pass", "padding is attended to"),
     Fault("layers/attention.py", "self.dropout if self.training else 0.0", "self.dropout", "dropout in evaluation"),

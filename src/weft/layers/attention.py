@@ -217,7 +217,8 @@ class MultiheadAttention(Composite):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            depth = self.embed_dim // self.num_heads  # not read off a tensor: tracers would make it one
+            scores = (q * depth**-0.5) @ k.transpose(-2, -1)
             weights = torch.softmax(scores if mask is None else scores + mask.to(scores.dtype), dim=-1)
             weights = F.dropout(weights, dropout) if dropout else weights
             y = weights @ v
