@@ -342,7 +342,7 @@ class SequentiallySemiseparable(Parametrization):
 
     Cost:
         O*I/N + 2*s*(O + I)*(1 - 1/N) + 2*(N - 2)*s^2 numbers where N divides both sides and no state is smaller than s;
-        as many multiply-adds per row and once more 2*(N - 2)*s^2, and 2*(N - 2)*s^3 per product.
+        about as many multiply-adds per row and once more 2*(N - 2)*s^2, and about 2*(N - 2)*s^3 per product.
 
     Raises:
         OptionError: ``stages`` or ``state`` is missing or out of range.
@@ -482,13 +482,25 @@ class SequentiallySemiseparable(Parametrization):
         on_the_way = sum(self.shape) + 4 * count * self.state
         return in_chunks(product, x.reshape(-1, self.shape[1]), on_the_way).reshape(shape)
 
+    @property
+    def macs_per_row(self) -> int:
+        """Multiply-adds of one row of an input, those with the zeros of the padding too."""
+        (rows, columns), s, count = self._padded["diagonal"], self.state, self.num_stages
+        chain = sum(length - 1 for length in _lengths(count))
+        return count * rows * (columns + 2 * s) + 2 * (count - 1) * s * columns + chain * s**2
+
+    @property
+    def macs_of_steps(self) -> int:
+        """Multiply-adds of joining pairs of steps, once per product."""
+        return sum(length // 2 - 1 for length in _lengths(self.num_stages)) * self.state**3
+
     def cost(self, rows: int) -> int:
-        again = 2 * max(self.num_stages - 2, 0) * self.state**2
-        return rows * (self.num_parameters + again) + again * self.state
+        return rows * self.macs_per_row + self.macs_of_steps
 
     def build_cost(self) -> int:
-        rows, columns = self.shape
-        return rows * columns * (1 + 2 * self.state) + 4 * self.num_stages * columns * self.state**2
+        (rows, columns), s, count = self._padded["diagonal"], self.state, self.num_stages
+        chain = sum(length - 1 for length in _lengths(count))
+        return count * columns * (2 * s * count * rows + chain * s**2) + self.macs_of_steps
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         twin = copy.deepcopy(self).to(target.dtype)  # half precision is rounded once, at the end
@@ -574,6 +586,15 @@ class SequentiallySemiseparable(Parametrization):
 _MOST_WORK = 12_000_000_000
 
 
+def _lengths(stages: int) -> list[int]:
+    """Lengths of the chains that ``scan`` halves, from both chains in one to the last of more than one state."""
+    lengths, length = [], 2 * stages - 2
+    while length > 1:
+        lengths.append(length)
+        length //= 2
+    return lengths
+
+
 def _uniform(block: Tensor, variance: float) -> None:
     block.uniform_(-1, 1).mul_((3 * variance) ** 0.5)
 
@@ -599,7 +620,7 @@ register(
         },
         parameters="out*in/num_stages + 2*state*(out + in)*(1 - 1/num_stages) + 2*(num_stages - 2)*state^2 "
         "(num_parameters for uneven stages or smaller states)",
-        cost="rows*(num_parameters + 2*max(num_stages - 2, 0)*state^2) + 2*max(num_stages - 2, 0)*state^3",
+        cost="rows*macs_per_row + macs_of_steps",
         weight_decay={
             "diagonal": True,
             "lower_input": True,
