@@ -1,6 +1,6 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import Dense, Kronecker, LowRank, QuaternionRotation
+from weft.parametrizations import Dense, Kronecker, LowRank, Monarch, QuaternionRotation
 from weft.testing import Case, oracles
 
 DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
@@ -39,4 +39,14 @@ ROTATION = Case(
     QuaternionRotation,
     lambda p: oracles.rotation_blocks(p.quaternions, p.scale, p.n),
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION)
+MONARCH = Case(
+    "monarch",
+    lambda shape, **common: Monarch(shape, blocks=4, **common),
+    lambda p: oracles.monarch(p.left, p.right, p.shape),
+)
+MONARCH_RANK = Case(
+    "monarch_rank2",
+    lambda shape, **common: Monarch(shape, blocks=2, rank=2, **common),
+    lambda p: oracles.monarch(p.left, p.right, p.shape),
+)
+CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, MONARCH, MONARCH_RANK)

@@ -30,6 +30,7 @@ from weft.layers import PHConv3d
 from weft.layers import PHConvTranspose1d
 from weft.layers import PHConvTranspose2d
 from weft.layers import PHConvTranspose3d
+from weft.layers import MonarchLinear
 from weft.layers import PHMLinear
 from weft.layers import QuaternionConv1d
 from weft.layers import QuaternionConv2d
@@ -66,6 +67,7 @@ __all__ = [
     "Embedding",
     "LRLinear",
     "Linear",
+    "MonarchLinear",
     "MultiheadAttention",
     "PHConv1d",
     "PHConv2d",

@@ -20,6 +20,7 @@ from weft.layers.named import PHConv3d
 from weft.layers.named import PHConvTranspose1d
 from weft.layers.named import PHConvTranspose2d
 from weft.layers.named import PHConvTranspose3d
+from weft.layers.named import MonarchLinear
 from weft.layers.named import PHMLinear
 from weft.layers.named import QuaternionConv1d
 from weft.layers.named import QuaternionConv2d
@@ -47,6 +48,7 @@ __all__ = [
     "LRLinear",
     "Layer",
     "Linear",
+    "MonarchLinear",
     "MultiheadAttention",
     "PHConv1d",
     "PHConv2d",

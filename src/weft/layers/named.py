@@ -231,27 +231,21 @@ class QuaternionConvTranspose3d(_Quaternion, ConvTranspose3d):
     """
 
 
-class LRLinear(_Named, Linear):
-    """``Linear`` of low rank, sized by a share, optionally fitted to a given weight.
+class _Structured(_Named, Linear):
+    """``Linear`` of a family that a share sizes, optionally fitted to a given weight.
 
     Args:
         in_features: size of each input row.
         out_features: size of each output row.
-        share: stored over dense numbers, in (0, 1]; or give ``rank``.
+        share: stored over dense numbers, in (0, 1]; or give the family's own sizes.
         bias: whether to add a learned bias.
         initial_weight: (out, in) matrix to fit, None for a random start.
         initial_bias: (out,) values of the bias, None for a random start.
-        **options: ``rank``, ``path``, ``init``, ``device``, ``dtype``, as ``weft.Linear``.
+        **options: of the family; ``path``, ``init``, ``device``, ``dtype``, as ``weft.Linear``.
 
     Raises:
         SizeError: ``initial_bias`` of the wrong shape, or given without a bias.
-
-    Example:
-        >>> LRLinear(300, 200, share=0.1).parametrization.rank
-        12
     """
-
-    _family = "low_rank"
 
     def __init__(
         self,
@@ -274,3 +268,41 @@ class LRLinear(_Named, Linear):
                 )
             with torch.no_grad():
                 self.bias.copy_(initial_bias)
+
+
+class LRLinear(_Structured):
+    """``Linear`` of low rank, sized by a share, optionally fitted to a given weight.
+
+    Args:
+        in_features: size of each input row.
+        out_features: size of each output row.
+        share: stored over dense numbers, in (0, 1]; or give ``rank``.
+        bias: whether to add a learned bias.
+        initial_weight: (out, in) matrix to fit, None for a random start.
+        initial_bias: (out,) values of the bias, None for a random start.
+        **options: ``rank``, ``path``, ``init``, ``device``, ``dtype``, as ``weft.Linear``.
+
+    Raises:
+        SizeError: ``initial_bias`` of the wrong shape, or given without a bias.
+
+    Example:
+        >>> LRLinear(300, 200, share=0.1).parametrization.rank
+        12
+    """
+
+    _family = "low_rank"
+
+
+class MonarchLinear(_Structured):
+    """``Linear`` with a Monarch matrix, sized by a share or by blocks, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``, and ``blocks`` and ``rank`` of the family ``monarch``.
+
+    Example:
+        >>> MonarchLinear(1024, 512, blocks=16).parametrization.num_parameters
+        24576
+        >>> MonarchLinear(1024, 512, share=0.1).parametrization.share <= 0.1
+        True
+    """
+
+    _family = "monarch"

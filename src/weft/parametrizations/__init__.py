@@ -12,6 +12,7 @@ from weft.parametrizations.base import StageShape
 from weft.parametrizations.dense import Dense
 from weft.parametrizations.kronecker import Kronecker
 from weft.parametrizations.low_rank import LowRank
+from weft.parametrizations.monarch import Monarch
 from weft.parametrizations.rotation import QuaternionRotation
 from weft.parametrizations.registry import Family
 from weft.parametrizations.registry import check_options
@@ -27,6 +28,7 @@ __all__ = [
     "Family",
     "Kronecker",
     "LowRank",
+    "Monarch",
     "Parametrization",
     "QuaternionRotation",
     "Stacked",

@@ -38,6 +38,27 @@ def product_of_two(left: Tensor, right: Tensor) -> Tensor:
     return torch.from_numpy(total)
 
 
+def monarch(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Tensor:
+    """W[j*L + l, k*P + i] = sum_r left[l, j, k*R + r] right[k, l*R + r, i], entry by entry.
+
+    Args:
+        left: (L, J, K*R).
+        right: (K, L*R, P).
+        shape: (O, I); what is beyond is not there.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    a, b = _numpy(left), _numpy(right)
+    groups, blocks, width = a.shape[0], b.shape[0], b.shape[2]
+    rank = a.shape[2] // blocks
+    matrix = np.zeros(shape)
+    for row, column in itertools.product(range(shape[0]), range(shape[1])):
+        (j, g), (k, i) = divmod(row, groups), divmod(column, width)
+        matrix[row, column] = sum(a[g, j, k * rank + r] * b[k, g * rank + r, i] for r in range(rank))
+    return torch.from_numpy(matrix)
+
+
 def sum_of_kroneckers(first: Tensor, second: Tensor) -> Tensor:
     """sum_i first[i] (x) second[i], one Kronecker product after the other.
 
