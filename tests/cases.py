@@ -1,6 +1,6 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import Dense, Kronecker, LowRank, Monarch, QuaternionRotation
+from weft.parametrizations import PSM, Butterfly, Dense, Kronecker, LowRank, Monarch, QuaternionRotation
 from weft.testing import Case, oracles
 
 DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
@@ -49,4 +49,39 @@ MONARCH_RANK = Case(
     lambda shape, **common: Monarch(shape, blocks=2, rank=2, **common),
     lambda p: oracles.monarch(p.left, p.right, p.shape),
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, MONARCH, MONARCH_RANK)
+BUTTERFLY = Case(
+    "butterfly",
+    Butterfly,
+    lambda p: oracles.butterfly(p.factors, p.levels, p.shape),
+    shapes=((16, 12), (12, 16), (8, 8)),
+    expected_failures={"residual_is_orthogonal": "refined by a bounded number of steps, not to the last digit"},
+)
+BUTTERFLY_DEPTH = Case(
+    "butterfly_depth2",
+    lambda shape, **common: Butterfly(shape, depth=2, **common),
+    lambda p: oracles.butterfly(p.factors, p.levels, p.shape),
+    shapes=((16, 12), (12, 16), (32, 32)),
+    expected_failures={
+        "members_are_found_again": "only one butterfly is found by going down the hierarchy; two are refined",
+        "residual_is_orthogonal": "refined by a bounded number of steps, not to the last digit",
+    },
+)
+SPARSE = Case(
+    "psm",
+    lambda shape, **common: PSM(shape, nonzeros=48, **common),
+    lambda p: oracles.sparse_product(p.values, p.row_index, p.column_index, p.counts, p.shape),
+    expected_failures={
+        "members_are_found_again": "the pattern of a given product is a combinatorial search",
+        "residual_is_orthogonal": "refined by a bounded number of steps, not to the last digit",
+    },
+)
+SPARSE_OF_THREE = Case(
+    "psm_of_three",
+    lambda shape, **common: PSM(shape, nonzeros=60, factors=3, last_share=0.4, **common),
+    lambda p: oracles.sparse_product(p.values, p.row_index, p.column_index, p.counts, p.shape),
+    expected_failures=SPARSE.expected_failures,
+)
+CASES = (
+    *(DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION),
+    *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
+)

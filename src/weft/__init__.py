@@ -31,6 +31,7 @@ from weft.layers import PHConvTranspose1d
 from weft.layers import PHConvTranspose2d
 from weft.layers import PHConvTranspose3d
 from weft.layers import MonarchLinear
+from weft.layers import PSMLinear
 from weft.layers import PHMLinear
 from weft.layers import QuaternionConv1d
 from weft.layers import QuaternionConv2d
@@ -76,6 +77,7 @@ __all__ = [
     "PHConvTranspose2d",
     "PHConvTranspose3d",
     "PHMLinear",
+    "PSMLinear",
     "Parametrization",
     "QuaternionConv1d",
     "QuaternionConv2d",

@@ -306,3 +306,16 @@ class MonarchLinear(_Structured):
     """
 
     _family = "monarch"
+
+
+class PSMLinear(_Structured):
+    """``Linear`` with a product of sparse matrices, sized by a share, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``, and ``nonzeros``, ``factors`` and ``last_share`` of the family ``psm``.
+
+    Example:
+        >>> PSMLinear(64, 32, share=0.25, factors=3).parametrization.num_parameters
+        512
+    """
+
+    _family = "psm"

@@ -9,10 +9,12 @@ from weft.parametrizations.algebra import multiplication_table
 from weft.parametrizations.base import Parametrization
 from weft.parametrizations.base import Stage
 from weft.parametrizations.base import StageShape
+from weft.parametrizations.butterfly import Butterfly
 from weft.parametrizations.dense import Dense
 from weft.parametrizations.kronecker import Kronecker
 from weft.parametrizations.low_rank import LowRank
 from weft.parametrizations.monarch import Monarch
+from weft.parametrizations.psm import PSM
 from weft.parametrizations.rotation import QuaternionRotation
 from weft.parametrizations.registry import Family
 from weft.parametrizations.registry import check_options
@@ -24,6 +26,8 @@ from weft.parametrizations.registry import register
 from weft.parametrizations.stacked import Stacked
 
 __all__ = [
+    "PSM",
+    "Butterfly",
     "Dense",
     "Family",
     "Kronecker",
