@@ -1,6 +1,16 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
-from weft.parametrizations import HODLR, Dense, Kronecker, LowRank, QuaternionRotation, SequentiallySemiseparable
+from weft.parametrizations import (
+    HODLR,
+    PSM,
+    Butterfly,
+    Dense,
+    Kronecker,
+    LowRank,
+    Monarch,
+    QuaternionRotation,
+    SequentiallySemiseparable,
+)
 from weft.testing import Case, oracles
 
 _DESCENT = "not convex: the realisation is refined by a bounded number of descent steps"
@@ -64,4 +74,50 @@ UNEVEN_HIERARCHY = Case(
     lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
     shapes=((10, 15), (15, 10), (9, 9)),
 )
-CASES = (DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION, SSS, SSS_UNEVEN, HIERARCHY, UNEVEN_HIERARCHY)
+MONARCH = Case(
+    "monarch",
+    lambda shape, **common: Monarch(shape, blocks=4, **common),
+    lambda p: oracles.monarch(p.left, p.right, p.shape),
+)
+MONARCH_RANK = Case(
+    "monarch_rank2",
+    lambda shape, **common: Monarch(shape, blocks=2, rank=2, **common),
+    lambda p: oracles.monarch(p.left, p.right, p.shape),
+)
+BUTTERFLY = Case(
+    "butterfly",
+    Butterfly,
+    lambda p: oracles.butterfly(p.factors, p.levels, p.shape),
+    shapes=((16, 12), (12, 16), (8, 8)),
+    expected_failures={"residual_is_orthogonal": "refined by a bounded number of steps, not to the last digit"},
+)
+BUTTERFLY_DEPTH = Case(
+    "butterfly_depth2",
+    lambda shape, **common: Butterfly(shape, depth=2, **common),
+    lambda p: oracles.butterfly(p.factors, p.levels, p.shape),
+    shapes=((16, 12), (12, 16), (32, 32)),
+    expected_failures={
+        "members_are_found_again": "only one butterfly is found by going down the hierarchy; two are refined",
+        "residual_is_orthogonal": "refined by a bounded number of steps, not to the last digit",
+    },
+)
+SPARSE = Case(
+    "psm",
+    lambda shape, **common: PSM(shape, nonzeros=48, **common),
+    lambda p: oracles.sparse_product(p.values, p.row_index, p.column_index, p.counts, p.shape),
+    expected_failures={
+        "members_are_found_again": "the pattern of a given product is a combinatorial search",
+        "residual_is_orthogonal": "refined by a bounded number of steps, not to the last digit",
+    },
+)
+SPARSE_OF_THREE = Case(
+    "psm_of_three",
+    lambda shape, **common: PSM(shape, nonzeros=60, factors=3, last_share=0.4, **common),
+    lambda p: oracles.sparse_product(p.values, p.row_index, p.column_index, p.counts, p.shape),
+    expected_failures=SPARSE.expected_failures,
+)
+CASES = (
+    *(DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION),
+    *(SSS, SSS_UNEVEN, HIERARCHY, UNEVEN_HIERARCHY),
+    *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
+)

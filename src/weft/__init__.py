@@ -31,6 +31,8 @@ from weft.layers import PHConv3d
 from weft.layers import PHConvTranspose1d
 from weft.layers import PHConvTranspose2d
 from weft.layers import PHConvTranspose3d
+from weft.layers import MonarchLinear
+from weft.layers import PSMLinear
 from weft.layers import PHMLinear
 from weft.layers import QuaternionConv1d
 from weft.layers import QuaternionConv2d
@@ -69,6 +71,7 @@ __all__ = [
     "HODLRLinear",
     "LRLinear",
     "Linear",
+    "MonarchLinear",
     "MultiheadAttention",
     "PHConv1d",
     "PHConv2d",
@@ -77,6 +80,7 @@ __all__ = [
     "PHConvTranspose2d",
     "PHConvTranspose3d",
     "PHMLinear",
+    "PSMLinear",
     "Parametrization",
     "QuaternionConv1d",
     "QuaternionConv2d",

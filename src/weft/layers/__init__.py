@@ -21,6 +21,8 @@ from weft.layers.named import PHConv3d
 from weft.layers.named import PHConvTranspose1d
 from weft.layers.named import PHConvTranspose2d
 from weft.layers.named import PHConvTranspose3d
+from weft.layers.named import MonarchLinear
+from weft.layers.named import PSMLinear
 from weft.layers.named import PHMLinear
 from weft.layers.named import QuaternionConv1d
 from weft.layers.named import QuaternionConv2d
@@ -50,6 +52,7 @@ __all__ = [
     "LRLinear",
     "Layer",
     "Linear",
+    "MonarchLinear",
     "MultiheadAttention",
     "PHConv1d",
     "PHConv2d",
@@ -58,6 +61,7 @@ __all__ = [
     "PHConvTranspose2d",
     "PHConvTranspose3d",
     "PHMLinear",
+    "PSMLinear",
     "QuaternionConv1d",
     "QuaternionConv2d",
     "QuaternionConv3d",

@@ -319,3 +319,31 @@ class HODLRLinear(_Structured):
     """
 
     _family = "hodlr"
+
+
+class MonarchLinear(_Structured):
+    """``Linear`` with a Monarch matrix, sized by a share or by blocks, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``, and ``blocks`` and ``rank`` of the family ``monarch``.
+
+    Example:
+        >>> MonarchLinear(1024, 512, blocks=16).parametrization.num_parameters
+        24576
+        >>> MonarchLinear(1024, 512, share=0.1).parametrization.share <= 0.1
+        True
+    """
+
+    _family = "monarch"
+
+
+class PSMLinear(_Structured):
+    """``Linear`` with a product of sparse matrices, sized by a share, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``, and ``nonzeros``, ``factors`` and ``last_share`` of the family ``psm``.
+
+    Example:
+        >>> PSMLinear(64, 32, share=0.25, factors=3).parametrization.num_parameters
+        512
+    """
+
+    _family = "psm"

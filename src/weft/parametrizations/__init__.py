@@ -9,10 +9,13 @@ from weft.parametrizations.algebra import multiplication_table
 from weft.parametrizations.base import Parametrization
 from weft.parametrizations.base import Stage
 from weft.parametrizations.base import StageShape
+from weft.parametrizations.butterfly import Butterfly
 from weft.parametrizations.dense import Dense
 from weft.parametrizations.hodlr import HODLR
 from weft.parametrizations.kronecker import Kronecker
 from weft.parametrizations.low_rank import LowRank
+from weft.parametrizations.monarch import Monarch
+from weft.parametrizations.psm import PSM
 from weft.parametrizations.rotation import QuaternionRotation
 from weft.parametrizations.registry import Family
 from weft.parametrizations.registry import check_options
@@ -26,10 +29,13 @@ from weft.parametrizations.stacked import Stacked
 
 __all__ = [
     "HODLR",
+    "PSM",
+    "Butterfly",
     "Dense",
     "Family",
     "Kronecker",
     "LowRank",
+    "Monarch",
     "Parametrization",
     "QuaternionRotation",
     "SequentiallySemiseparable",

@@ -38,6 +38,79 @@ def product_of_two(left: Tensor, right: Tensor) -> Tensor:
     return torch.from_numpy(total)
 
 
+def monarch(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Tensor:
+    """W[j*L + l, k*P + i] = sum_r left[l, j, k*R + r] right[k, l*R + r, i], entry by entry.
+
+    Args:
+        left: (L, J, K*R).
+        right: (K, L*R, P).
+        shape: (O, I); what is beyond is not there.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    a, b = _numpy(left), _numpy(right)
+    groups, blocks, width = a.shape[0], b.shape[0], b.shape[2]
+    rank = a.shape[2] // blocks
+    matrix = np.zeros(shape)
+    for row, column in itertools.product(range(shape[0]), range(shape[1])):
+        (j, g), (k, i) = divmod(row, groups), divmod(column, width)
+        matrix[row, column] = sum(a[g, j, k * rank + r] * b[k, g * rank + r, i] for r in range(rank))
+    return torch.from_numpy(matrix)
+
+
+def butterfly(factors: Tensor, levels: int, shape: tuple[int, int]) -> Tensor:
+    """The product of all factors as whole matrices, each filled pair by pair.
+
+    Args:
+        factors: (D*M, 4, N/2); pair h of factor m joins the numbers g*2^(m+1) + t and the one 2^m further, where
+            h = g*2^m + t.
+        levels: M.
+        shape: (O, I); what is beyond is cut off.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    pairs = factors.shape[-1]
+    matrix = np.eye(2 * pairs)
+    for index, values in enumerate(_numpy(factors).reshape(-1, 2, 2, pairs)):
+        level = index % levels
+        factor = np.zeros((2 * pairs, 2 * pairs))
+        for h, block in enumerate(values.transpose(2, 0, 1)):
+            first = h // 2**level * 2 ** (level + 1) + h % 2**level
+            places = [first, first + 2**level]
+            factor[np.ix_(places, places)] = block
+        matrix = factor @ matrix
+    return torch.from_numpy(matrix[: shape[0], : shape[1]].copy())
+
+
+def sparse_product(
+    values: Tensor, rows: Tensor, columns: Tensor, counts: Sequence[int], shape: tuple[int, int]
+) -> Tensor:
+    """The product of the factors as whole matrices, filled number by number.
+
+    Args:
+        values: (T,), those of the first factor first.
+        rows: (T,) positions.
+        columns: (T,) positions.
+        counts: numbers of every factor.
+        shape: (O, I); the sides in between are the larger of the two.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    width, matrix, first = max(shape), np.eye(shape[0]), 0
+    for j, count in enumerate(counts):
+        factor = np.zeros((matrix.shape[1], shape[1] if j == len(counts) - 1 else width))
+        for value, row, column in zip(
+            *(_numpy(t)[first : first + count] for t in (values, rows, columns)), strict=True
+        ):
+            factor[int(row), int(column)] = value
+        # The first factor has as many rows as the matrix, so the product needs no cutting.
+        matrix, first = matrix @ factor, first + count
+    return torch.from_numpy(matrix)
+
+
 def sum_of_kroneckers(first: Tensor, second: Tensor) -> Tensor:
     """sum_i first[i] (x) second[i], one Kronecker product after the other.
 
