@@ -79,7 +79,10 @@ def test_twelve_layers_stay_within_the_recompile_limit(training):
 
 def test_two_processes_train_like_one():
     layers = [
-        module for case in CASES for module in (KINDS["Linear"].layer(case), nn.Linear(8, 12).double(), nn.Tanh())
+        module
+        for case in CASES
+        if case.shapes[0] == (8, 12)
+        for module in (KINDS["Linear"].layer(case), nn.Linear(8, 12).double(), nn.Tanh())
     ]
     image = [nn.Unflatten(1, (12, 1, 1)), KINDS["ConvTranspose2d"].layer(PHM), nn.Tanh()]
     model = nn.Sequential(*layers, *image, nn.Flatten(), nn.Linear(16, 4).double())
