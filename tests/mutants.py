@@ -25,6 +25,7 @@ TESTS = {
     "parametrizations": ("tests/parametrizations", "tests/test_contract.py"),
     "layers/conv.py": (f"{LAYERS}/test_geometry.py", f"{LAYERS}/test_paths.py"),
     "layers/cache.py": (f"{LAYERS}/test_cache_staleness.py", f"{LAYERS}/test_cache.py"),
+    "modes.py": (f"{LAYERS}/test_cache_staleness.py", f"{LAYERS}/test_cache.py"),
     "layers/paths.py": (f"{LAYERS}/test_paths.py",),
     "layers/named.py": (f"{LAYERS}/test_named.py",),
     "layers/linear.py": (f"{LAYERS}/test_stages.py", f"{LAYERS}/test_plain.py"),
@@ -60,6 +61,7 @@ HODLR = "parametrizations/hodlr.py"
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 SEMI = "parametrizations/semiseparable.py"
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
+MODES = "modes.py"
 
 FAULTS = [
     # ------------------------------------------------------------ parametrizations
@@ -88,7 +90,9 @@ FAULTS = [
     Fault(
         RANK, "return rows * self.rank * sum(self.shape)", "return rows * self.rank * self.shape[0]", "half the cost"
     ),
-    Fault(RANK, '{remedy}", least if least <= 1 else None', '{remedy}", least', "an impossible smallest share"),
+    Fault(
+        BASE, "if share is None or share > 1 else share", "if share is None else share", "an impossible smallest share"
+    ),
     Fault(HODLR, "(leaf >> k ^ 1)", "(leaf >> k)", "a leaf meets its own sums, not those of the other side"),
     Fault(HODLR, "keepdim=True).flip(1)", "keepdim=True)", "the same in deep trees"),
     Fault(HODLR, "self.variance * size / self.rank", "self.variance * size", "initial variance grows with the rank"),
@@ -101,9 +105,19 @@ FAULTS = [
     Fault(HODLR, "if left < least:", "if left > least or least == math.inf:", "the depth that leaves most"),
     Fault(HODLR, "F.pad(right, (0, beside))", "F.pad(right, (beside, 0))", "uneven leaves shifted"),
     Fault(FIT, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
-    Fault(SEMI, "states[stages - 1 :].flip(0)", "states[stages - 1 :]", "states of the upper chain not turned"),
+    Fault(
+        "parametrizations/semiseparable_chains.py",
+        "states[stages - 1 :].flip(0)",
+        "states[stages - 1 :]",
+        "states of the upper chain not turned",
+    ),
     Fault(SEMI, "max(1, rows / columns) ** 0.5", "1.0", "states that grow lose their size"),
-    Fault(SEMI, "min(state, before, shape[0] - over)", "min(state, before)", "states larger than a cut needs"),
+    Fault(
+        "parametrizations/semiseparable_sizes.py",
+        "min(state, before, shape[0] - over)",
+        "min(state, before)",
+        "states larger than a cut needs",
+    ),
     Fault(SEMI, "> error:  # directions", "< error:  # directions", "the best weighted outputs are thrown away"),
     Fault(KRON, "self._mixing().permute(1, 2, 0)", "self._mixing().permute(2, 1, 0)", "A transposed in linear()"),
     Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),
@@ -234,13 +248,13 @@ FAULTS = [
     Fault(CACHE, "and _version(built) == version", "", "edits of the returned weight"),
     Fault(CACHE, "or (grad and source.requires_grad)\n", "\n", "gradients asked for later"),
     Fault(CACHE, "if grad and source.requires_grad:", "if False:", "no gradients in evaluation mode"),
-    Fault(CACHE, "torch._C._len_torch_dispatch_stack() == 0\n        and ", "", "a dispatch mode sees no build"),
-    Fault(CACHE, "and forward_ad._current_level < 0\n", "\n", "no tangents"),
+    Fault(MODES, "torch._C._len_torch_dispatch_stack() == 0\n        and ", "", "a dispatch mode sees no build"),
+    Fault(MODES, "and forward_ad._current_level < 0\n", "\n", "no tangents"),
     Fault(CACHE, "source.is_inference() or ", "", "tensors without version counters"),
     Fault(CACHE, "type(source) not in _PLAIN_TYPES or", "", "tensor subclasses"),
     Fault(CACHE, " or len(tensors) != num_sources", "", "parameters taken away by FSDP1"),
     Fault(
-        CACHE,
+        MODES,
         "with torch.inference_mode(False), torch.no_grad()",
         "with torch.no_grad()",
         "a weight made in inference mode",

@@ -9,7 +9,8 @@ import torch
 from weft.errors import BudgetError, OptionError
 from weft.parametrizations import SequentiallySemiseparable, make
 from weft.parametrizations.low_rank import nearest_low_rank
-from weft.parametrizations.semiseparable import plan, scan
+from weft.parametrizations.semiseparable_chains import scan
+from weft.parametrizations.semiseparable_sizes import plan
 from weft.testing import assert_same, oracles
 
 SIZES = [((20, 20), 5, 3), ((40, 51), 7, 4), ((51, 40), 8, 5), ((13, 13), 13, 4), ((9, 30), 2, 4), ((30, 7), 3, 2)]

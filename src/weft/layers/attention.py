@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import OptionError, SizeError
-from weft.layers.cache import WeightCache, count_sources, is_tracing
+from weft.layers.cache import WeightCache, count_sources
 from weft.layers.composite import Composite, Maker
 from weft.layers.linear import Linear
+from weft.modes import is_recording
 
 _SMALL_PRODUCT = 2**23  # multiply-adds of a dense projection that no factors win back from torch's fused kernel
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -232,7 +233,7 @@ class MultiheadAttention(Composite):
 
     def _folded(self, *inputs: Tensor) -> nn.Module | None:
         """In evaluation, where projections run on kept dense weights or are small: torch's own module, kept."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
+        if self.training or torch.is_grad_enabled() or is_recording():
             return None
         small = inputs[0].numel() * self.embed_dim < _SMALL_PRODUCT
         for name, x in zip(_PROJECTIONS, (*inputs, inputs[0]), strict=True):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, SizeError, nearest_name
-from weft.layers.cache import WeightCache, count_sources, in_transform, is_autocast, is_tracing, plain_arithmetic
+from weft.layers.cache import WeightCache, count_sources
 from weft.layers.paths import Explanation, explain, plan
+from weft.modes import in_transform, is_autocast, is_tracing, plain_arithmetic
 from weft.parametrizations import Parametrization, Stage, make, record_of
 
 PATHS = ("auto", "factored", "dense")

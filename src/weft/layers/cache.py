@@ -11,15 +11,14 @@ What it cannot see: writes through ``.data``, numpy or another process in the mi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from weft.modes import is_plain, plain_arithmetic
 
 _PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
 _epoch = 0  # raised by every optimizer step in the process
@@ -37,65 +36,6 @@ def _watch_optimizers() -> None:
     if not _watching:
         _watching = True
         register_optimizer_step_post_hook(_count_step)
-
-
-def is_tracing() -> bool:
-    """Whether jit or fx is recording the program, so that Python branches on sizes must not depend on the data.
-
-    Returns:
-        True under ``torch.jit.trace`` and ``torch.fx.symbolic_trace``.
-    """
-    return torch._C._get_tracing_state() is not None or is_fx_symbolic_tracing()
-
-
-def is_plain_evaluation() -> bool:
-    """Whether tensors are just tensors: no dispatch mode, functorch level, forward AD, jit or fx tracing is active.
-
-    Returns:
-        True if so.
-    """
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and not is_tracing()
-    )
-
-
-def in_transform() -> bool:
-    """Whether a functorch transform (vmap, grad, jvp, ...) is active.
-
-    Returns:
-        True if so.
-    """
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def is_autocast(device: str) -> bool:
-    """Whether autocast is on.
-
-    Args:
-        device: type of the device that is meant; the meta device knows no autocast.
-
-    Returns:
-        True if so.
-    """
-    return device != "meta" and torch.is_autocast_enabled(device)
-
-
-@contextlib.contextmanager
-def plain_arithmetic(device: str) -> Iterator[None]:
-    """No gradients, no inference mode, no autocast, whatever is on outside.
-
-    Args:
-        device: type of the device, whose autocast is meant.
-
-    Yields:
-        nothing.
-    """
-    autocast = contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), autocast:
-        yield
 
 
 class WeightCache:
@@ -128,7 +68,7 @@ class WeightCache:
         Returns:
             what ``build`` gave, a weight in the autocast type of the moment; or None.
         """
-        if not is_plain_evaluation():
+        if not is_plain():
             return None
         grad = torch.is_grad_enabled()
         entry = self.entry

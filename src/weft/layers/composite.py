@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, WeftError
 from weft.layers.base import Layer
-from weft.layers.cache import in_transform
 from weft.layers.linear import Linear
+from weft.modes import in_transform
 from weft.parametrizations import Parametrization, Stacked, check_options, make
 
 #: Makes a member of a shape; what ``parametrization=`` may be beside the name of a family.

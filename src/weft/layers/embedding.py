@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from weft.errors import OptionError, SizeError
 from weft.layers.base import Layer
-from weft.layers.cache import is_autocast
 from weft.layers.paths import MANY_ROWS, MOST_ROWS, Explanation, Plan
+from weft.modes import is_autocast
 from weft.parametrizations import Parametrization
 
 _LARGE_BATCH = 4096  # look-ups at which the last range of rows is judged

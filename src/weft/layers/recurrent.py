@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from weft.errors import SizeError
-from weft.layers.cache import is_autocast
 from weft.layers.composite import Composite, Maker
 from weft.layers.linear import Linear
+from weft.modes import is_autocast
 from weft.parametrizations import Stacked
 
 _ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
@@ -37,17 +37,15 @@ class _Recurrent(Composite):
 
     def _set_up(
         self,
-        arguments: dict[str, Any],
+        template: nn.RNNBase,
         parametrization: str | Maker,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         options: dict[str, Any],
     ) -> None:
-        """Let torch's own module check the arguments, take them over, make the weights."""
-        template = self.torch_class(**arguments, device="meta")
-        for name in (*_ARGUMENTS, "proj_size", "mode"):
+        """Take the arguments over from torch's own module, which has checked them, and make the weights."""
+        for name in {*_ARGUMENTS, *self._more_arguments, "proj_size", "mode"}:
             setattr(self, name, getattr(template, name))
-        self._more = {name: getattr(template, name) for name in self._more_arguments}
         self._names: list[str] = list(template._flat_weights_names)
         maker = self._maker(parametrization, device, dtype, options)
         for name in self._names:
@@ -76,7 +74,7 @@ class _Recurrent(Composite):
         }
 
     def _arguments(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in _ARGUMENTS}, **self._more}
+        return self._arguments_of(self)
 
     @classmethod
     def _arguments_of(cls, module: Any) -> dict[str, Any]:
@@ -192,17 +190,10 @@ class RNN(_Recurrent):
         **options: Any,
     ) -> None:
         super().__init__()
-        arguments = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "nonlinearity": nonlinearity,
-            "bias": bias,
-            "batch_first": batch_first,
-            "dropout": dropout,
-            "bidirectional": bidirectional,
-        }
-        self._set_up(arguments, parametrization, device, dtype, options)
+        template = nn.RNN(
+            input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device="meta"
+        )  # fmt: skip
+        self._set_up(template, parametrization, device, dtype, options)
 
     forward = nn.RNN.forward
 
@@ -255,16 +246,10 @@ class GRU(_Recurrent):
         **options: Any,
     ) -> None:
         super().__init__()
-        arguments = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "bias": bias,
-            "batch_first": batch_first,
-            "dropout": dropout,
-            "bidirectional": bidirectional,
-        }
-        self._set_up(arguments, parametrization, device, dtype, options)
+        template = nn.GRU(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta"
+        )  # fmt: skip
+        self._set_up(template, parametrization, device, dtype, options)
 
     forward = nn.GRU.forward
 
@@ -320,17 +305,10 @@ class LSTM(_Recurrent):
         **options: Any,
     ) -> None:
         super().__init__()
-        arguments = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "bias": bias,
-            "batch_first": batch_first,
-            "dropout": dropout,
-            "bidirectional": bidirectional,
-            "proj_size": proj_size,
-        }
-        self._set_up(arguments, parametrization, device, dtype, options)
+        template = nn.LSTM(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device="meta"
+        )  # fmt: skip
+        self._set_up(template, parametrization, device, dtype, options)
 
     forward = nn.LSTM.forward
     get_expected_cell_size = nn.LSTM.get_expected_cell_size

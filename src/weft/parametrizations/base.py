@@ -331,3 +331,21 @@ def smallest_share(numbers: int, shape: tuple[int, int]) -> float:
     size = shape[0] * shape[1]
     share = math.ceil(numbers / size * 1e6) / 1e6
     return share if int(share * size) >= numbers else share + 1e-6
+
+
+def too_small(family: str, shape: tuple[int, int], numbers: int | None, otherwise: str = "use 'dense'") -> BudgetError:
+    """The error for a share that not even the smallest member meets.
+
+    Args:
+        family: name.
+        shape: (out, in).
+        numbers: stored numbers of the smallest member; None if there is none.
+        otherwise: what to do where no share would work.
+
+    Returns:
+        the error; names the smallest share that works.
+    """
+    share = None if numbers is None else smallest_share(numbers, shape)
+    share = None if share is None or share > 1 else share
+    remedy = f"no share works: {otherwise}" if share is None else f"the smallest share that works is {share:.6f}"
+    return BudgetError(f"share is too small for {family!r} of shape {tuple(shape)}: {remedy}", share)

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, smallest_share
+from weft.errors import OptionError
+from weft.parametrizations.base import Parametrization, too_small
 from weft.parametrizations.monarch import Sizes, monarch_product, nearest_monarch
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
@@ -200,11 +200,7 @@ class Butterfly(Parametrization):
             raise OptionError(f"give depth or share to 'butterfly', not both; got depth={options['depth']}")
         numbers = 2 * _levels(shape) * 2 ** _levels(shape)
         if budget < numbers:
-            least = smallest_share(numbers, shape)
-            remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
-            raise BudgetError(
-                f"share is too small for 'butterfly' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None
-            )
+            raise too_small("butterfly", shape, numbers)
         return {"depth": budget // numbers}
 
     def extra_repr(self) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from weft.modes import is_recording
 
 #: Numbers that a chunk may keep on the way, about what a core's own cache holds.
 _CACHED = 2**18
@@ -27,9 +28,7 @@ def in_chunks(product: Callable[[Tensor], Tensor], x: Tensor, numbers: int) -> T
         >>> tuple(in_chunks(lambda part: part[:, :2], torch.ones(2000, 3), 1000).shape)
         (2000, 2)
     """
-    # A number of rows that is asked for would be frozen into what compilers and tracers record.
-    recording = torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch._C._get_tracing_state() is not None
     chunk = max(_CACHED // numbers, 64)
-    if recording or torch.is_grad_enabled() or x.shape[0] <= 2 * chunk:
+    if is_recording() or torch.is_grad_enabled() or x.shape[0] <= 2 * chunk:
         return product(x)
     return torch.cat([product(part) for part in x.split(chunk)])

@@ -18,30 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, smallest_share
+from weft.errors import OptionError
+from weft.parametrizations.base import Parametrization, too_small
 from weft.parametrizations.chunks import in_chunks
 from weft.parametrizations.low_rank import nearest_low_rank
+from weft.parametrizations.parts import part_sizes
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
-
-
-def part_sizes(total: int, parts: int) -> list[int]:
-    """Sizes of consecutive parts that are as equal as possible, the larger ones first.
-
-    Args:
-        total: what is split, at least ``parts``.
-        parts: into how many.
-
-    Returns:
-        the sizes.
-
-    Example:
-        >>> part_sizes(11, 4)
-        [3, 3, 3, 2]
-    """
-    size, larger = divmod(total, parts)
-    return [size + 1] * larger + [size] * (parts - larger)
 
 
 def deepest(shape: tuple[int, int], positions: int = 1) -> int:
@@ -59,33 +42,6 @@ def deepest(shape: tuple[int, int], positions: int = 1) -> int:
         4
     """
     return min(shape[0], shape[1] // positions).bit_length()
-
-
-def largest_member(
-    family: str, shape: tuple[int, int], budget: int, candidates: list[tuple[dict[str, Any], int]]
-) -> dict[str, Any]:
-    """The options of the candidate that stores most within a budget.
-
-    Args:
-        family: name, for the message.
-        shape: (out, in).
-        budget: stored numbers.
-        candidates: options and stored numbers of each; among equals the first is taken.
-
-    Returns:
-        the options.
-
-    Raises:
-        BudgetError: none fits; names the smallest share that works.
-    """
-    within = [(numbers, options) for options, numbers in candidates if numbers <= budget]
-    if within:
-        return max(within, key=lambda pair: pair[0])[1]
-    least = min((smallest_share(numbers, shape) for _, numbers in candidates), default=math.inf)
-    remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works with these options"
-    raise BudgetError(
-        f"share is too small for {family!r} of shape {tuple(shape)}: {remedy}", least if least <= 1 else None
-    )
 
 
 class _Group(NamedTuple):
@@ -341,16 +297,19 @@ class HODLR(Parametrization):
 
     @classmethod
     def _sized(cls, shape: tuple[int, int], budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
-        return largest_member(cls.family, shape, budget, cls._sizes(shape, budget, positions, options))
+        sizes = cls._sizes(shape, budget, positions, options)
+        if within := [(numbers, size) for size, numbers in sizes if numbers <= budget]:
+            return max(within, key=lambda pair: pair[0])[1]
+        least = min((numbers for _, numbers in sizes), default=None)
+        raise too_small("hodlr", shape, least, otherwise="change the other options")
 
     @classmethod
     def _sized_for(cls, target: Tensor, budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
         """Of the largest rank at each depth, what leaves least: the blocks' singular values tell, without a fit."""
         shape = (target.shape[0], target.shape[1])
-        candidates = cls._sizes(shape, budget, positions, options)
-        best, least = largest_member(cls.family, shape, budget, candidates), math.inf
+        best, least = cls._sized(shape, budget, positions, options), math.inf
         values: dict[tuple[int, ...], Tensor] = {}  # by block, which trees of different depths may share
-        for sizes in (sizes for sizes, numbers in candidates if numbers <= budget):
+        for sizes in (s for s, numbers in cls._sizes(shape, budget, positions, options) if numbers <= budget):
             depth, left = sizes["depth"], 0.0
             for _, a, c in _far_blocks(_slices(shape[0], depth, 1), _slices(shape[1], depth, positions)):
                 block = (a.start, a.stop, c.start, c.stop)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, Stage, StageShape, smallest_share
+from weft.errors import OptionError
+from weft.parametrizations.base import Parametrization, Stage, StageShape, too_small
 from weft.parametrizations.registry import Family, register
 
 
@@ -155,11 +155,7 @@ class LowRank(Parametrization):
             raise OptionError(f"give rank or share to 'low_rank', not both; got rank={options['rank']} beside a share")
         rank = min(budget // sum(shape), *shape)
         if rank < 1:
-            least = smallest_share(sum(shape), shape)
-            remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
-            raise BudgetError(
-                f"share is too small for 'low_rank' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None
-            )
+            raise too_small("low_rank", shape, sum(shape))
         return {"rank": rank}
 
     def extra_repr(self) -> str:

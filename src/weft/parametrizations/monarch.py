@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, relative_error, smallest_share
+from weft.errors import OptionError
+from weft.parametrizations.base import Parametrization, relative_error, too_small
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
 
@@ -301,11 +301,7 @@ class Monarch(Parametrization):
         fits = {b: r * size for b, (r, size) in sizes.items() if r >= (rank or 1)}
         if not fits:
             wide = [size for b, (_, size) in sizes.items() if min(_sides(shape, positions, b)) >= (rank or 1)]
-            least = smallest_share((rank or 1) * min(wide), shape)
-            remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
-            raise BudgetError(
-                f"share is too small for 'monarch' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None
-            )
+            raise too_small("monarch", shape, (rank or 1) * min(wide))
         # One block makes the best use of any budget, but is plain low rank: give a tenth for more blocks, up to the
         # square root of the sides, where the two factors are alike.
         enough = 0.9 * max(fits.values())

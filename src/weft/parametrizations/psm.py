@@ -8,157 +8,23 @@ non-zeros of all factors together.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import warnings
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, smallest_share
+from weft.errors import OptionError
+from weft.modes import is_autocast, is_plain, is_recording
+from weft.parametrizations.base import Parametrization, too_small
+from weft.parametrizations.psm_fit import hierarchical_factors
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
+from weft.parametrizations.sparse_product import sparse_product
 
 _LAST_SHARES = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1, 0.9)
-
-
-@functools.cache
-def _say_beta_once() -> None:
-    """Let torch say that its compressed tensors are in beta, once per process, to nobody."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.eye(1).to_sparse_csr()
-        torch.eye(1).to_sparse_csc()
-
-
-class _SparseProduct(torch.autograd.Function):
-    """S x by the sparse kernels of the processor, with its gradients in the same form, of any order.
-
-    The pattern is that of compressed rows; the same three tensors read as compressed columns are S^T.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, x: Tensor, starts: Tensor, columns: Tensor, transposed: bool, rows: int
-    ) -> Tensor:
-        ctx.save_for_backward(values, x, starts, columns)
-        ctx.transposed = transposed
-        make = torch.sparse_csc_tensor if transposed else torch.sparse_csr_tensor
-        return make(starts, columns, values, size=(rows, x.shape[0]), check_invariants=False) @ x
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
-        values, x, starts, columns = ctx.saved_tensors
-        slope = slopes[0].contiguous()
-        to_x = _SparseProduct.apply(values, slope, starts, columns, not ctx.transposed, len(x))
-        left, right = (x, slope) if ctx.transposed else (slope, x)
-        return _SampledProduct.apply(left, right, starts, columns), to_x, None, None, None, None
-
-
-class _SampledProduct(torch.autograd.Function):
-    """The entries of left right^T at a pattern: left (R, B), right (C, B)."""
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(left, right, starts, columns)
-        size = (len(left), len(right))
-        zeros = torch.sparse_csr_tensor(
-            starts, columns, left.new_zeros(len(columns)), size=size, check_invariants=False
-        )
-        return torch.sparse.sampled_addmm(zeros, left, right.T, beta=0.0).values()
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
-        left, right, starts, columns = ctx.saved_tensors
-        slope = slopes[0].contiguous()
-        to_left = _SparseProduct.apply(slope, right, starts, columns, False, len(left))
-        to_right = _SparseProduct.apply(slope, left, starts, columns, True, len(right))
-        return to_left, to_right, None, None
-
-
-def _largest(matrix: Tensor, count: int) -> Tensor:
-    """The matrix with its ``count`` largest entries only, of Frobenius norm 1; zero stays zero."""
-    flat = matrix.flatten()
-    kept = flat.abs().topk(count).indices
-    sparse = torch.zeros_like(flat).scatter(0, kept, flat[kept])
-    return (sparse / sparse.norm().clamp(min=torch.finfo(flat.dtype).tiny)).view_as(matrix)
-
-
-def _spectral_norm(matrix: Tensor) -> Tensor:
-    """By twenty power steps, from below."""
-    v = matrix.sum(0) + matrix.abs().sum(0)
-    for _ in range(20):
-        v = matrix.T @ (matrix @ v)
-        v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-    return (matrix @ v).norm()
-
-
-def _product(factors: list[Tensor], size: int, like: Tensor) -> Tensor:
-    return torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0] if factors else torch.eye(size).to(like)
-
-
-def proximal_sweeps(
-    target: Tensor, factors: list[Tensor], counts: list[int], sweeps: int
-) -> tuple[list[Tensor], Tensor]:
-    """Proximal alternating linearised minimisation of ||lambda S_1 ... S_J - target||, a factor at a time.
-
-    Args:
-        target: (O, I).
-        factors: starts, dense tensors with zeros.
-        counts: non-zeros of every factor.
-        sweeps: how often each factor takes a step.
-
-    Returns:
-        the factors, of Frobenius norm 1, and lambda.
-
-    Source:
-        Le Magoarou and Gribonval 2016, Flexible multi-layer sparse approximations of matrices, figure 4,
-        https://arxiv.org/abs/1506.07300.
-    """
-    factors, scale = list(factors), torch.ones((), dtype=target.dtype, device=target.device)
-    for _ in range(sweeps):
-        for j, count in enumerate(counts):
-            left = _product(factors[:j], factors[j].shape[0], target)
-            right = _product(factors[j + 1 :], factors[j].shape[1], target)
-            steepness = 1.01 * (scale * _spectral_norm(left) * _spectral_norm(right)) ** 2
-            slope = left.T @ (scale * (left @ factors[j] @ right) - target) @ right.T
-            step = scale / steepness.clamp(min=1e-30)
-            factors[j] = _largest(factors[j] - step * slope, count)
-        matrix = _product(factors, 0, target)
-        scale = (matrix * target).sum() / matrix.square().sum().clamp(min=torch.finfo(target.dtype).tiny)
-    return factors, scale
-
-
-def hierarchical_factors(target: Tensor, counts: list[int], sweeps: int) -> list[Tensor]:
-    """Sparse factors whose product is near the target: split one off the rest, adjust all, go on.
-
-    Args:
-        target: (O, I).
-        counts: non-zeros of every factor, the leftmost first.
-        sweeps: of every split and every adjustment.
-
-    Returns:
-        the factors as dense tensors with zeros: (O, Q), (Q, Q), ..., (Q, I).
-
-    Source:
-        Le Magoarou and Gribonval 2016, figure 5.
-    """
-    width = max(target.shape)
-    done: list[Tensor] = []
-    rest, scale = target, torch.ones((), dtype=target.dtype, device=target.device)
-    for j in range(1, len(counts)):
-        start = [torch.eye(len(rest), width).to(target), target.new_zeros(width, rest.shape[1])]
-        pair, scale = proximal_sweeps(rest, start, counts[j - 1 : j + 1], sweeps)
-        done = [*done, *pair]
-        if j > 1:
-            done, scale = proximal_sweeps(target, done, counts[: j + 1], sweeps)
-        rest = done.pop() if j + 1 < len(counts) else rest
-    return [*done[:-1], done[-1] * scale]
 
 
 class PSM(Parametrization):
@@ -336,14 +202,12 @@ class PSM(Parametrization):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         factors = list(zip(self._sparse(), self.sides, strict=True))[::-1]  # the last factor first
         if self._takes_kernels(x):
-            _say_beta_once()
             size, y = (*x.shape[:-1], self.shape[0]), x.reshape(-1, self.shape[1]).T.contiguous()
             for (values, _, column, starts), (height, _) in factors:
-                y = _SparseProduct.apply(values, y, starts, column, False, height)
+                y = sparse_product(values, y, starts, column, height)
             y = y.T.reshape(size)
         else:
-            known = not is_fx_symbolic_tracing() and x.device.type != "meta"  # autocast knows neither
-            if known and torch.is_autocast_enabled(x.device.type):
+            if not is_fx_symbolic_tracing() and is_autocast(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             y = x
             for (values, row, column, _), (height, _) in factors:
@@ -353,14 +217,10 @@ class PSM(Parametrization):
 
     def _takes_kernels(self, x: Tensor) -> bool:
         """Whether tensors are plain ones that the processor's sparse kernels take."""
-        recorded = (
-            torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch._C._get_tracing_state() is not None
-        )
-        if recorded or torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        if is_recording() or not is_plain():
             return False
         kinds = x.dtype == self.values.dtype and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
-        plain = torch._C._len_torch_dispatch_stack() == 0 and not torch.is_autocast_enabled("cpu")
-        return kinds and plain and x.numel() > 0 and torch.backends.mkl.is_available()
+        return kinds and not is_autocast("cpu") and x.numel() > 0 and torch.backends.mkl.is_available()
 
     def cost(self, rows: int) -> int:
         return rows * self.nonzeros
@@ -404,7 +264,7 @@ class PSM(Parametrization):
     @staticmethod
     def _tried(target: Tensor, counts: list[int], sweeps: int) -> tuple[float, list[Tensor]]:
         factors = hierarchical_factors(target, counts, sweeps)
-        return float((_product(factors, 0, target) - target).norm()), factors
+        return float((torch.linalg.multi_dot(factors) - target).norm()), factors
 
     @classmethod
     def _sized(cls, shape: tuple[int, int], budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -412,11 +272,7 @@ class PSM(Parametrization):
             raise OptionError(f"give nonzeros or share to 'psm', not both; got nonzeros={options['nonzeros']}")
         factors = options.get("factors") or 2
         if budget < factors:
-            least = smallest_share(factors, shape)
-            remedy = f"the smallest share that works is {least:.6f}" if least <= 1 else "no share works: use 'dense'"
-            raise BudgetError(
-                f"share is too small for 'psm' of shape {tuple(shape)}: {remedy}", least if least <= 1 else None
-            )
+            raise too_small("psm", shape, factors)
         return {"nonzeros": budget}
 
     def extra_repr(self) -> str:

@@ -14,299 +14,22 @@ number of rows and columns of a stage; P = N*c.
 
 from __future__ import annotations
 
-import bisect
 import copy
-import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.errors import BudgetError, OptionError
-from weft.parametrizations.base import Parametrization, relative_error, smallest_share
+from weft.errors import OptionError
+from weft.parametrizations.base import Parametrization, relative_error, too_small
 from weft.parametrizations.chunks import in_chunks
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
-
-Sizes = list[tuple[int, int]]  # (rows, columns) of every block of a stack
-
-
-class Plan(NamedTuple):
-    """Sizes of everything: what the stages cut, and what a state can need at every cut between them."""
-
-    rows: list[int]
-    columns: list[int]
-    lower: list[int]  # states before the stages 2..N
-    upper: list[int]  # states after the stages 1..N-1
-
-    def blocks(self) -> dict[str, Sizes]:
-        """Sizes of the blocks of every parameter, in the order of the stages.
-
-        Returns:
-            name to (rows, columns) per block.
-        """
-        rows, columns, lower, upper = self
-        return {
-            "diagonal": list(zip(rows, columns, strict=True)),
-            "lower_input": list(zip(lower, columns[:-1], strict=True)),
-            "lower_state": list(zip(lower[1:], lower[:-1], strict=True)),
-            "lower_output": list(zip(rows[1:], lower, strict=True)),
-            "upper_input": list(zip(upper, columns[1:], strict=True)),
-            "upper_state": list(itertools.pairwise(upper)),
-            "upper_output": list(zip(rows[:-1], upper, strict=True)),
-        }
-
-    def numbers(self) -> int:
-        """Stored numbers.
-
-        Returns:
-            the sum over all blocks.
-        """
-        return sum(rows * columns for sizes in self.blocks().values() for rows, columns in sizes)
-
-
-def plan(shape: tuple[int, int], positions: int, stages: int, state: int) -> Plan:
-    """Cut the features as evenly as possible, the first stages one larger, and limit states to what a cut can need.
-
-    Args:
-        shape: (O, I).
-        positions: columns that are never cut apart, divides I.
-        stages: N, in 1..min(O, I/positions).
-        state: s.
-
-    Returns:
-        the sizes. A state at a cut is no larger than the block that it stands for, before times after.
-    """
-    rows = _split(shape[0], stages)
-    columns = [positions * size for size in _split(shape[1] // positions, stages)]
-    above, left = (list(itertools.accumulate(sizes))[:-1] for sizes in (rows, columns))
-    lower = [min(state, before, shape[0] - over) for before, over in zip(left, above, strict=True)]
-    upper = [min(state, shape[1] - before, over) for before, over in zip(left, above, strict=True)]
-    return Plan(rows, columns, lower, upper)
-
-
-def largest_within(
-    shape: tuple[int, int], positions: int, budget: int, stages: int | None = None, state: int | None = None
-) -> tuple[tuple[int, int] | None, int]:
-    """The stages and the state of the largest member that stores no more than some numbers.
-
-    Of all numbers of stages, those are preferred at which the blocks on the diagonal take a third to two thirds of the
-    budget: matrices of every kind were fitted best there. Among them even stages are worth 3 % of the numbers, as their
-    products need no padding. But a budget that a member meets exactly gives that member.
-
-    Args:
-        shape: (O, I).
-        positions: columns that are never cut apart.
-        budget: stored numbers.
-        stages: None to choose it.
-        state: None to choose it.
-
-    Returns:
-        (stages, state), None if there is no member so small; and the numbers of the smallest, 0 if there is none.
-    """
-    most = min(shape[0], shape[1] // positions)
-    smallest = 1 if state is None else state
-
-    def least_numbers(stages: int) -> int:
-        """What ``plan`` counts for the smallest state, unless that is larger than a cut can need."""
-        (r, longer), (c, wider) = divmod(shape[0], stages), divmod(shape[1] // positions, stages)
-        diagonal = positions * (stages * r * c + r * wider + c * longer + min(longer, wider))
-        ends = 2 * r + (longer > 0) + positions * (2 * c + (wider > 0))
-        return diagonal + smallest * (2 * sum(shape) - ends) + 2 * max(stages - 2, 0) * smallest**2
-
-    preferred = {round(math.prod(shape) / max(budget, 1) * part / 8) for part in range(12, 25)}
-    fewest = min(range(1, most + 1), key=least_numbers)
-    candidates = {*range(1, 33), fewest, *preferred} & {*range(1, most + 1)}
-    ranked, least = [], 0
-    for count in candidates if stages is None else {stages}:
-        largest = _largest_state(shape, positions, count)
-        states = range(min(smallest, largest), largest + 1) if state is None else range(state, state + 1)
-        if states[0] > largest:
-            continue
-        numbers = functools.partial(_numbers, shape, positions, count)
-        least = min(least or numbers(states[0]), numbers(states[0]))
-        if fitting := bisect.bisect_right(states, budget, key=numbers):
-            found = (count, states[fitting - 1])
-            stored = numbers(found[1])
-            worth = stored * (
-                1.03 if shape[0] % count == shape[1] // positions % count == 0 else 1
-            )  # nothing is padded
-            ranked.append(((stored == budget, count in preferred, worth, -count), found))
-    return max(ranked)[1] if ranked else None, least
-
-
-def _numbers(shape: tuple[int, int], positions: int, stages: int, state: int) -> int:
-    return plan(shape, positions, stages, state).numbers()
-
-
-def _split(size: int, parts: int) -> list[int]:
-    small, larger = divmod(size, parts)
-    return [small + 1] * larger + [small] * (parts - larger)
-
-
-def _runs(sizes: Sequence[int | tuple[int, int]]) -> list[tuple[int, int, Any]]:
-    """The (first, past the last, size) of every run of equal sizes."""
-    ends = itertools.accumulate(sum(1 for _ in group) for _, group in itertools.groupby(sizes))
-    return [(start, end, sizes[start]) for start, end in itertools.pairwise([0, *ends])]
-
-
-def stack(values: Tensor, sizes: Sizes, rows: int, columns: int) -> Tensor:
-    """Blocks that are stored one after the other, as one tensor, padded with zeros to a common size.
-
-    Args:
-        values: (numbers of all blocks,).
-        sizes: (rows, columns) of every block.
-        rows: of a padded block.
-        columns: of a padded block.
-
-    Returns:
-        (blocks, rows, columns); a view where no block is smaller.
-    """
-    if all(size == (rows, columns) for size in sizes):
-        return values.view(len(sizes), rows, columns)
-    parts, place = [], 0
-    for start, end, (r, c) in _runs(sizes):
-        part = values[place : (place := place + (end - start) * r * c)].view(end - start, r, c)
-        parts.append(F.pad(part, (0, columns - c, 0, rows - r)))
-    return torch.cat(parts)
-
-
-def cut(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Features cut into stages.
-
-    Args:
-        x: (R, features).
-        sizes: of the stages, the larger ones first.
-
-    Returns:
-        (N, R, largest size), padded with zeros.
-    """
-    if sizes[0] == sizes[-1]:
-        return x.unflatten(-1, (len(sizes), sizes[0])).transpose(0, 1)
-    parts, place = [], 0
-    for start, end, size in _runs(sizes):
-        part = x[:, place : (place := place + (end - start) * size)].unflatten(-1, (end - start, size))
-        parts.append(F.pad(part, (0, sizes[0] - size)))
-    return torch.cat(parts, dim=-2).transpose(0, 1)
-
-
-def join(y: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The inverse of ``cut``.
-
-    Args:
-        y: (N, R, largest size).
-        sizes: of the stages, the larger ones first.
-
-    Returns:
-        (R, features).
-    """
-    parts = [y[start:end, :, :size].transpose(0, 1).flatten(1) for start, end, size in _runs(sizes)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def spread(blocks: Tensor, count: int, columns: int, stages: int, first: int = 0) -> Tensor:
-    """Blocks of one stage each, on their places among the columns of all stages.
-
-    Args:
-        blocks: (count, r, columns).
-        count: number of blocks, one per stage.
-        columns: of a block.
-        stages: N.
-        first: stage of the first block.
-
-    Returns:
-        (count, r, N*columns).
-    """
-    # Rows that are one block too long, read again at their right length, move every block one place on.
-    long = F.pad(blocks.transpose(0, 1), (first * columns, (stages - first) * columns)).flatten(1)
-    width = stages * columns
-    return long[:, : count * width].unflatten(1, (count, width)).transpose(0, 1)
-
-
-def scan(steps: Tensor, drives: Tensor, length: int) -> Tensor:
-    """All states x_0 = v_0, x_i = x_{i-1} T_i + v_i, in about 4 log2(length) products instead of one per state.
-
-    Pairs of steps are joined, which leaves the states of odd number as a chain half as long; those of even number are
-    one step further.
-
-    Args:
-        steps: T_1, T_2, ..., (length - 1, s, s).
-        drives: v_0, v_1, ..., (length, R, s).
-        length: number of states, at least 1.
-
-    Returns:
-        (length, R, s).
-
-    Source:
-        Blelloch 1990, Prefix Sums and Their Applications, section 1.4; the cyclic reduction of banded systems.
-    """
-    if length == 1:
-        return drives
-    half, rest = length // 2, (length - 1) // 2
-    odd = torch.baddbmm(drives[1::2], drives[: 2 * half : 2], steps[::2])
-    odd = scan(torch.bmm(steps[1::2][: half - 1], steps[2::2]), odd, half)
-    even = torch.cat([drives[:1], torch.baddbmm(drives[2::2], odd[:rest], steps[1::2])])
-    return torch.cat([torch.stack([even[:half], odd], dim=1).flatten(0, 1), even[half:]])
-
-
-def propagate(steps: Tensor, lower_drive: Tensor, upper_drive: Tensor, stages: int) -> Tensor:
-    """The states of both chains at every stage. The chain up follows the chain down, after a step of zeros.
-
-    Args:
-        steps: A_2 ... A_{N-1}, 0, E_{N-1} ... E_2, transposed, (2N - 3, s, s).
-        lower_drive: B_k u_k of the stages 1..N-1, (N-1, R, s).
-        upper_drive: F_k u_k of the stages 2..N, (N-1, R, s).
-        stages: N, at least 2.
-
-    Returns:
-        x_k and z_k side by side, (N, R, 2s); those at the ends, x_1 and z_N, are 0.
-    """
-    states = scan(steps, torch.cat([lower_drive, upper_drive.flip(0)]), 2 * stages - 2)
-    down, up = states[: stages - 1], states[stages - 1 :].flip(0)
-    return torch.cat([F.pad(down, (0, 0, 0, 0, 1, 0)), F.pad(up, (0, 0, 0, 0, 0, 1))], dim=2)
-
-
-def realise(target: Tensor, rows: Sequence[int], columns: Sequence[int], states: Sequence[int]) -> list[list[Tensor]]:
-    """The chain down whose blocks below the diagonal are those of a matrix, as near as its states allow.
-
-    From stage to stage, the singular vectors of what the rows below see of (the state so far, the inputs of this stage)
-    are the next state. States are orthonormal combinations of the inputs, [A B][A B]^T = 1, so no system has to be
-    solved and C is the best for them; nothing is lost if the blocks below every cut have at most the rank of its state.
-
-    Args:
-        target: (O, I); what is on and above the diagonal blocks is not read.
-        rows: of the stages.
-        columns: of the stages.
-        states: at the cuts.
-
-    Returns:
-        inputs B, states A and outputs C, one per cut or stage.
-
-    Source:
-        Dewilde and van der Veen 1998, Time-Varying Systems and Computations, chapter 5: the realisation from Hankel
-        blocks; here the reachable space of one cut is compressed before the next one is looked at, as in Chandrasekaran
-        et al. 2005, Some fast algorithms for sequentially semiseparable representations, SIAM J. Matrix Anal. 27, 341.
-    """
-    inputs: list[Tensor] = []
-    steps: list[Tensor] = []
-    outputs: list[Tensor] = []
-    top, left, seen = 0, 0, target[:, :0]
-    for k, size in enumerate(states):
-        top += rows[k]
-        seen = torch.cat([seen[rows[k] :], target[top:, left : left + columns[k]]], dim=1)
-        left += columns[k]
-        small = torch.linalg.qr(seen, mode="r").R if seen.shape[0] > seen.shape[1] else seen
-        new = torch.linalg.svd(small, full_matrices=False).Vh[:size]  # [A B]
-        before = new.shape[1] - columns[k]
-        steps.append(new[:, :before])
-        inputs.append(new[:, before:])
-        seen = seen @ new.T
-        outputs.append(seen[: rows[k + 1]])
-    return [inputs, steps[1:], outputs]
+from weft.parametrizations.semiseparable_chains import cut, join, propagate, realise, runs, spread, stack
+from weft.parametrizations.semiseparable_sizes import largest_state, largest_within, plan
 
 
 class SequentiallySemiseparable(Parametrization):
@@ -387,7 +110,7 @@ class SequentiallySemiseparable(Parametrization):
             raise OptionError(
                 f"stages must be in 1..min(out, in/positions) = 1..{most} for shape {self.shape}, got {stages}"
             )
-        largest = _largest_state(self.shape, positions, stages)
+        largest = largest_state(self.shape, positions, stages)
         if state is not None and not min(1, largest) <= state <= largest:
             raise OptionError(
                 f"state must be in {min(1, largest)}..{largest}, the largest rank beside the diagonal for shape "
@@ -423,9 +146,9 @@ class SequentiallySemiseparable(Parametrization):
     def _alike(self, name: str) -> list[Tensor]:
         """The blocks of one parameter as views (count, rows, columns), one per run of equal sizes."""
         sizes, values = self._sizes[name], getattr(self, name)
-        runs = [(end - start, *size) for start, end, size in _runs(sizes)]
-        parts = values.split([math.prod(run) for run in runs]) if runs else ()
-        return [part.view(run) for part, run in zip(parts, runs, strict=True)]
+        shapes = [(end - start, *size) for start, end, size in runs(sizes)]
+        parts = values.split([math.prod(shape) for shape in shapes]) if shapes else ()
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _parts(self, name: str) -> list[Tensor]:
         """The blocks of one parameter as views, one by one."""
@@ -571,11 +294,7 @@ class SequentiallySemiseparable(Parametrization):
             return {"state": 1}  # the constructor says what is wrong
         found, least = largest_within(shape, positions, budget, stages, state)
         if found is None:
-            share = smallest_share(least, shape) if least else math.inf
-            remedy = f"the smallest share that works is {share:.6f}" if share <= 1 else "no share works: use 'dense'"
-            raise BudgetError(
-                f"share is too small for 'sss' of shape {tuple(shape)}: {remedy}", share if share <= 1 else None
-            )
+            raise too_small("sss", shape, least or None)
         return dict(zip(("stages", "state"), found, strict=True))
 
     def extra_repr(self) -> str:
@@ -597,12 +316,6 @@ def _lengths(stages: int) -> list[int]:
 
 def _uniform(block: Tensor, variance: float) -> None:
     block.uniform_(-1, 1).mul_((3 * variance) ** 0.5)
-
-
-def _largest_state(shape: tuple[int, int], positions: int, stages: int) -> int:
-    """The largest rank that a block beside the diagonal can have; 0 for one stage."""
-    _, _, lower, upper = plan(shape, positions, stages, min(shape))
-    return max([*lower, *upper], default=0)
 
 
 register(

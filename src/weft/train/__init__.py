@@ -3,8 +3,8 @@
 ``import weft`` does not import this package; it needs the ``train`` extra (``pip install weft[train]``).
 """
 
+from weft.train.callbacks import DecreasingLR
 from weft.train.classifier import Classifier
-from weft.train.decreasing_lr import DecreasingLR
 from weft.train.decreasing_lr import Round
 from weft.train.decreasing_lr import train_with_decreasing_lr
 
