@@ -28,7 +28,8 @@ TESTS = {
     "modes.py": (f"{LAYERS}/test_cache_staleness.py", f"{LAYERS}/test_cache.py"),
     "layers/paths.py": (f"{LAYERS}/test_paths.py",),
     "layers/named.py": (f"{LAYERS}/test_named.py",),
-    "layers/linear.py": (f"{LAYERS}/test_stages.py", f"{LAYERS}/test_plain.py"),
+    "layers/chunks.py": (f"{LAYERS}/test_chunks.py", f"{LAYERS}/test_stages.py"),
+    "layers/linear.py": (f"{LAYERS}/test_chunks.py", f"{LAYERS}/test_stages.py", f"{LAYERS}/test_plain.py"),
     "layers/embedding.py": (f"{LAYERS}/test_embedding.py",),
     "layers/recurrent.py": (f"{LAYERS}/test_recurrent.py",),
     "layers/attention.py": (f"{LAYERS}/test_attention.py",),
@@ -61,7 +62,7 @@ HODLR = "parametrizations/hodlr.py"
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 SEMI = "parametrizations/semiseparable.py"
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
-MODES = "modes.py"
+MODES, CHUNKS = "modes.py", "layers/chunks.py"
 
 FAULTS = [
     # ------------------------------------------------------------ parametrizations
@@ -93,8 +94,7 @@ FAULTS = [
     Fault(
         BASE, "if share is None or share > 1 else share", "if share is None else share", "an impossible smallest share"
     ),
-    Fault(HODLR, "(leaf >> k ^ 1)", "(leaf >> k)", "a leaf meets its own sums, not those of the other side"),
-    Fault(HODLR, "keepdim=True).flip(1)", "keepdim=True)", "the same in deep trees"),
+    Fault(HODLR, "level) ^ 1) + 2", "level)) + 2", "a leaf meets its own sums, not those of the other side"),
     Fault(HODLR, "self.variance * size / self.rank", "self.variance * size", "initial variance grows with the rank"),
     Fault(
         HODLR,
@@ -299,6 +299,9 @@ FAULTS = [
     ),
     Fault(PATHS, "self.many if rows < MOST_ROWS", "self.many if rows <= MOST_ROWS", "last threshold off by one"),
     # ------------------------------------------------------------ products of stages
+    Fault(CHUNKS, "result[first : first + chunk]", "result[:chunk]", "every chunk is written to the first rows"),
+    Fault(CHUNKS, "torch.add(y, bias.to(y.dtype).view(y.shape[1:]), out=part)", "part.copy_(y)", "no bias in chunks"),
+    Fault("layers/linear.py", ">= 2 * chunk_rows(self._traffic)", ">= 0", "few rows in chunks too"),
     Fault("layers/linear.py", "if y.shape[0] == parts:", "if True:", "features are not cut anew"),
     Fault("layers/linear.py", "torch.add(y, bias.view(y.shape[1:]), out=target)", "target.copy_(y)", "bias lost"),
     Fault(

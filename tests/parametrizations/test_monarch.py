@@ -89,15 +89,6 @@ def test_kernel_positions_of_a_channel_stay_together():
     assert (member.width, member.right.shape) == (12, (4, 4, 12))
 
 
-@pytest.mark.parametrize("rows", [1, 127, 129, 300])
-def test_chunks_change_nothing(rows):
-    member, x = double((24, 16), blocks=4, rank=2), torch.randn(rows, 16, dtype=torch.float64)
-    bias = torch.randn(24, dtype=torch.float64)
-    with torch.no_grad():
-        assert_same(member.linear(x, bias), x @ member.dense().T + bias, 1e-12, "the product in chunks")
-        assert_same(member.linear(x.expand(2, -1, -1)), (x @ member.dense().T).expand(2, -1, -1), 1e-12, "in two runs")
-
-
 def test_weighted_fit_beats_the_unweighted_one():
     x = torch.randn(200, 30, dtype=torch.float64) @ torch.randn(30, 30, dtype=torch.float64)
     target = torch.randn(20, 30, dtype=torch.float64)

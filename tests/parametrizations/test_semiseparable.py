@@ -249,13 +249,3 @@ def test_runs_of_kernel_positions_are_never_cut():
     assert plan((8, 27), 3, 4, 2).numbers() == member.num_parameters
     with pytest.raises(OptionError, match=r"1..min\(out, in/positions\) = 1..3"):
         SequentiallySemiseparable((8, 27), stages=4, state=2, positions=9)
-
-
-def test_many_rows_run_in_parts(monkeypatch):
-    monkeypatch.setattr("weft.parametrizations.chunks._CACHED", 1)
-    member = SequentiallySemiseparable((9, 14), stages=4, state=2, dtype=torch.float64)
-    x, bias = torch.randn(5, 61, 14, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
-    want = x @ oracles.semiseparable_matrix(member).T + bias
-    assert_same(member.linear(x, bias), want, 1e-12, "the product")
-    with torch.no_grad():
-        assert_same(member.linear(x, bias), want, 1e-12, "the product in parts")

@@ -338,6 +338,7 @@ class Layer(nn.Module, abc.ABC):
         itemsize = 4 if first is None else first.element_size()
         self._num_sources = count_sources(parametrization)
         self._caches = parametrization.build_cost() > 0
+        self._traffic = parametrization.traffic
         ways, cached_ways = self._ways(False), self._ways(True)
         self._has_factors = bool(ways or cached_ways)
         self._sensitive = parametrization.stage_build_cost() > 0

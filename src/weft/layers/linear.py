@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from weft.errors import SizeError
 from weft.layers.base import Layer
+from weft.layers.chunks import chunk_rows, in_chunks
+from weft.modes import is_plain
 from weft.parametrizations import Parametrization, Stage
-
-_CHUNK = 128  # rows of one part of a large input
 
 
 def _split(y: Tensor, parts: int) -> Tensor:
@@ -51,28 +51,21 @@ def run_stages(x: Tensor, stages: list[Stage], bias: Tensor | None, inference: b
         x: (..., I).
         stages: of the matrix, first applied first.
         bias: (O,) or None.
-        inference: whether tensors are plain and nobody wants gradients: large inputs then run in parts, so that what
-            the stages pass on stays in the caches, and results are written in place.
+        inference: whether tensors are plain and nobody wants gradients: large inputs then run in chunks.
 
     Returns:
         (..., O).
     """
-    rows = math.prod(x.shape[:-1])
-    flat = x.reshape(rows, x.shape[-1])
-    features = stages[-1].matrix.shape[0] * stages[-1].matrix.shape[1] * stages[-1].inner
-    if not inference:
-        y = _stage_product(flat, stages).transpose(0, 1).reshape(*x.shape[:-1], features)
-        return y if bias is None else y + bias.to(y.dtype)
-    result = x.new_empty(rows, features)
-    chunk = rows if rows < 4 * _CHUNK else _CHUNK
-    for part, target in zip(flat.split(max(chunk, 1)), result.split(max(chunk, 1)), strict=True):
-        y = _stage_product(part, stages).transpose(0, 1)
-        target = target.view(y.shape)  # one pass sorts the features by rows and adds the bias
-        if bias is None:
-            target.copy_(y)
-        else:
-            torch.add(y, bias.view(y.shape[1:]), out=target)
-    return result.view(*x.shape[:-1], features)
+
+    def product(part: Tensor) -> Tensor:
+        return _stage_product(part, stages).transpose(0, 1)  # (B, parts, size)
+
+    if inference:
+        traffic = sum(len(matrix) * matrix.shape[1] * inner for matrix, inner in stages)
+        return in_chunks(product, x, traffic, bias)
+    y = product(x.reshape(-1, x.shape[-1]))
+    y = y.reshape(*x.shape[:-1], y.shape[1] * y.shape[2])
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 class Linear(Layer):
@@ -133,10 +126,19 @@ class Linear(Layer):
         bias = parameters["bias"] if "bias" in parameters else self.bias  # FSDP1 makes it a plain attribute
         way = self._way(x)
         if way == "factored":
-            return self._modules["parametrization"].linear(x, bias)  # type: ignore[union-attr, operator]
+            weight: Parametrization = self._modules["parametrization"]  # type: ignore[assignment]
+            if self._traffic and self._runs_in_chunks(x):
+                return in_chunks(weight.linear, x, self._traffic, bias)
+            return weight.linear(x, bias)
         if way.endswith("stages") and (stages := self._current_stages(way)) is not None:
             return run_stages(x, stages, bias, inference=way == "cached stages")
         return F.linear(x, self._effective_weight(), bias)
+
+    def _runs_in_chunks(self, x: Tensor) -> bool:
+        """Whether rows are many, nobody wants gradients, and nothing records the program, which this would restrict."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain():
+            return False
+        return self._rows(x) >= 2 * chunk_rows(self._traffic)
 
     def _to_weight(self, matrix: Tensor) -> Tensor:
         return matrix

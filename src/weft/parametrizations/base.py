@@ -171,6 +171,14 @@ class Parametrization(nn.Module, abc.ABC):
         """
         return self.build_cost() + rows * math.prod(self.shape)
 
+    @property
+    def traffic(self) -> int:
+        """Numbers that ``linear`` passes on between its factors for one row, each time one is written and read again.
+
+        Layers run many rows in chunks that keep them in the caches, and count with the time they take. 0 by default.
+        """
+        return 0
+
     def build_cost(self) -> int:
         """Multiply-adds of ``dense()``.
 

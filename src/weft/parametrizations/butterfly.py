@@ -175,6 +175,10 @@ class Butterfly(Parametrization):
     def cost(self, rows: int) -> int:
         return self.depth * self.size * ((rows + 2) * (self.groups + self.blocks) - 8)
 
+    @property
+    def traffic(self) -> int:
+        return 4 * self.depth * self.size
+
     def build_cost(self) -> int:
         following = (self.depth - 1) * self.size * (self.shape[1] + 2) * (self.groups + self.blocks)
         return 2 * self.size**2 + following

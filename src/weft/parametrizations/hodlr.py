@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization, too_small
-from weft.parametrizations.chunks import in_chunks
 from weft.parametrizations.low_rank import nearest_low_rank
 from weft.parametrizations.parts import part_sizes
 from weft.parametrizations.refine import refine
@@ -119,7 +118,7 @@ class HODLR(Parametrization):
 
     family = "hodlr"
     right: Tensor | None
-    siblings: Tensor | None
+    sources: Tensor | None  # of what leaf l gets at level k, among the sums over all nodes: place l*K + k
 
     def __init__(
         self,
@@ -152,10 +151,9 @@ class HODLR(Parametrization):
         self.left = nn.Parameter(torch.empty(self.diagonal + numbers * self.shape[0], device=device, dtype=dtype))
         right = torch.empty(numbers * self.shape[1], device=device, dtype=dtype)
         self.right = nn.Parameter(right) if numbers else None
-        mixed = 0 < self._levels <= _MIXED_LEVELS
-        leaves = 2**self._levels
-        siblings = torch.empty((self._levels, leaves, leaves), device=device, dtype=torch.bool) if mixed else None
-        self.register_buffer("siblings", siblings)
+        places = self._levels * 2**self._levels
+        sources = torch.empty(places, device=device, dtype=torch.int64) if places else None
+        self.register_buffer("sources", sources)
         self.reset_parameters()
 
     @property
@@ -177,8 +175,8 @@ class HODLR(Parametrization):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        if self.siblings is not None:
-            self.siblings.copy_(_siblings(self._levels))
+        if self.sources is not None:
+            self.sources.copy_(_siblings(self._levels))
         # Var(U V) = R Var(U) Var(V); uniform on [-b, b] has variance b^2/3.
         columns = [self.shape[1] / 2 ** (level + 1) for level in range(self._levels)]
         for (left, right), group in zip(self._factors(), self._groups, strict=True):
@@ -216,43 +214,39 @@ class HODLR(Parametrization):
         return _without_padding(w, 1, channels, self.positions)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = in_chunks(self._product, x.reshape(-1, self.shape[1]), 2 * sum(self.shape))
-        y = y.reshape(x.shape[:-1] + self.shape[:1])
-        return y if bias is None else y + bias.to(y.dtype)
-
-    def _product(self, x: Tensor) -> Tensor:
-        """(B, I) to (B, O): two batches of products over the leaves, and sums over the tree between them."""
+        shape, x = x.shape[:-1] + self.shape[:1], x.reshape(-1, self.shape[1])
         lefts, rights = zip(*self._factors(), strict=True)
-        inputs, first = [], 0  # per group (leaves, B, C)
+        inputs, first = [], 0  # per group (leaves, C, B): rows last, so that sums over leaves run over long stretches
         for leaves, _, columns in self._groups:
             part = x.narrow(1, first, leaves * columns)
-            inputs.append(part.unflatten(1, (leaves, columns)).transpose(0, 1))
+            inputs.append(part.unflatten(1, (leaves, columns)).permute(1, 2, 0))
             first += leaves * columns
-        far = None  # (L, B, K*R)
-        if self._levels:
-            down = [torch.bmm(z, right.transpose(1, 2)) for z, right in zip(inputs, rights, strict=True)]
-            far = self._exchange(down[0] if len(down) == 1 else torch.cat(down))
+        far = None  # (L, K*R, B)
+        if self.sources is not None:
+            far = self._exchange(torch.cat([torch.bmm(right, z) for z, right in zip(inputs, rights, strict=True)]))
         outputs, first = [], 0
         for z, left, group in zip(inputs, lefts, self._groups, strict=True):
+            y = torch.bmm(left[..., : group.columns], z)
             if far is not None:
-                z = torch.cat([z, far.narrow(0, first, group.leaves)], 2)
-            outputs.append(torch.bmm(z, left.transpose(1, 2)).transpose(0, 1).flatten(1))
+                y = torch.baddbmm(y, left[..., group.columns :], far.narrow(0, first, group.leaves))
+            outputs.append(y.flatten(0, 1))
             first += group.leaves
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        y = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).T.contiguous().reshape(shape)
+        return y if bias is None else y + bias.to(y.dtype)
 
     def _exchange(self, sums: Tensor) -> Tensor:
-        """(L, B, K*R) to (L, B, K*R): every level of every leaf becomes the sum over the other side of its split."""
-        levels = sums.unflatten(2, (self._levels, self.rank)).permute(2, 0, 1, 3)  # (K, L, B, R)
-        if self.siblings is not None:
-            far = torch.bmm(self.siblings.to(levels.dtype), levels.flatten(2)).reshape(levels.shape)
-        else:
-            widths = [2**level for level in reversed(range(self._levels))]  # leaves on each side of a split
-            sums_of = [levels[k].unflatten(0, (2**k, 2, w)).sum(2, keepdim=True).flip(1) for k, w in enumerate(widths)]
-            far = torch.stack([s.expand(-1, -1, w, -1, -1).flatten(0, 2) for s, w in zip(sums_of, widths, strict=True)])
-        return far.permute(1, 2, 0, 3).flatten(2)
+        """(L, K*R, B) to (L, K*R, B): every level of every leaf becomes the sum over the other side of its split."""
+        assert self.sources is not None, "there are splits"
+        levels = sums.unflatten(1, (self._levels, self.rank)).flatten(2)  # (L, K, R*B)
+        nodes = [levels[:, k].unflatten(0, (2 ** (k + 1), -1)).sum(1) for k in range(self._levels)]
+        return torch.cat(nodes).index_select(0, self.sources).view(sums.shape)
 
     def cost(self, rows: int) -> int:
         return rows * self.num_parameters
+
+    @property
+    def traffic(self) -> int:
+        return self.shape[1] + 4 * 2**self._levels * self._levels * self.rank  # before, after, with the inputs beside
 
     def build_cost(self) -> int:
         return 0 if self.depth == 1 else (self.rank + 1) * math.prod(self.shape)
@@ -346,8 +340,6 @@ class HODLR(Parametrization):
         return f"shape={self.shape}, depth={self.depth}, rank={self.rank}, share={self.share:.3g}"
 
 
-#: Up to so many levels the sums over siblings are one product with a small 0/1 matrix; beyond, it outgrows the weight.
-_MIXED_LEVELS = 6
 #: Rounds of the weighted fit over the blocks before all are refined together.
 _SWEEPS = 4
 
@@ -394,9 +386,12 @@ def _share_of(error: Tensor, gram: Tensor, columns: slice) -> Tensor:
 
 
 def _siblings(levels: int) -> Tensor:
-    """(K, L, L): 1 where two leaves lie on the two sides of one split of a level, 0 elsewhere."""
-    leaf = torch.arange(2**levels)
-    return torch.stack([(leaf[:, None] >> k) == (leaf >> k ^ 1) for k in reversed(range(levels))])
+    """(L*K,): for every leaf, from the coarsest split to the finest, the node on its other side.
+
+    Nodes are numbered level after level, so that those of level k, 2^(k+1) in number, begin at 2^(k+1) - 2.
+    """
+    leaf, level = torch.arange(2**levels)[:, None], torch.arange(levels)
+    return ((leaf >> (levels - 1 - level) ^ 1) + 2 ** (level + 1) - 2).flatten()
 
 
 def _without_padding(w: Tensor, dim: int, sizes: list[int], step: int) -> Tensor:

@@ -17,14 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization, relative_error, too_small
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
-
-_CHUNK = 32  # rows that pass both factors together, so that what the first gives stays in the caches
 
 
 class Sizes(NamedTuple):
@@ -61,23 +58,11 @@ def monarch_product(
     if blocks * width > shape[1]:
         x = F.pad(x, (0, blocks * width - shape[1]))
 
-    def product(part: Tensor) -> Tensor:
-        # Rows come last between the factors: the shuffle is then a matter of strides, for R = 1 without any copy.
-        h = torch.bmm(right, part.permute(1, 2, 0)).reshape(blocks, groups, rank, -1)
-        y = torch.bmm(left, h.transpose(0, 1).reshape(groups, blocks * rank, -1))
-        y = y.permute(2, 1, 0).reshape(-1, groups * height)[:, : shape[0]]
-        return y if bias is None else y + bias.to(y.dtype)
-
-    x = x.reshape(-1, blocks, width)
-    if _runs_in_chunks(x):
-        return torch.cat([product(part) for part in x.split(_CHUNK)]).reshape(result)
-    return product(x).reshape(result)
-
-
-def _runs_in_chunks(x: Tensor) -> bool:
-    """Whether rows are many and nothing records the program, which a branch on their number would restrict."""
-    recording = torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch._C._get_tracing_state() is not None
-    return not recording and not torch.is_grad_enabled() and x.shape[0] > 4 * _CHUNK
+    # Rows come last between the factors: the shuffle is then a matter of strides, for R = 1 without any copy.
+    h = torch.bmm(right, x.reshape(-1, blocks, width).permute(1, 2, 0)).reshape(blocks, groups, rank, -1)
+    y = torch.bmm(left, h.transpose(0, 1).reshape(groups, blocks * rank, -1))
+    y = y.permute(2, 1, 0).reshape(-1, groups * height)[:, : shape[0]].contiguous().reshape(result)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def monarch_matrix(left: Tensor, right: Tensor, sizes: Sizes) -> Tensor:
@@ -230,6 +215,10 @@ class Monarch(Parametrization):
 
     def cost(self, rows: int) -> int:
         return rows * self.num_parameters
+
+    @property
+    def traffic(self) -> int:
+        return (3 if self.rank > 1 else 1) * self.blocks**2 * self.rank + 2 * self.shape[0]
 
     def build_cost(self) -> int:
         return self.rank * self.blocks**2 * self.height * self.width

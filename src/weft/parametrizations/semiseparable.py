@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization, relative_error, too_small
-from weft.parametrizations.chunks import in_chunks
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
 from weft.parametrizations.semiseparable_chains import cut, join, propagate, realise, runs, spread, stack
@@ -187,23 +186,19 @@ class SequentiallySemiseparable(Parametrization):
         return join(w.unflatten(0, (count, columns)).transpose(1, 2), self.plan.columns)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        diagonal, count = self._stack("diagonal").transpose(1, 2), self.num_stages
+        count, shape = self.num_stages, x.shape[:-1] + (self.shape[0],)  # noqa: RUF005, torch.fx cannot iterate over a shape
+        u = cut(x.reshape(-1, self.shape[1]), self.plan.columns)
+        y = torch.bmm(u, self._stack("diagonal").transpose(1, 2))
         if count > 1:
             lower, upper = (matrix.transpose(1, 2) for matrix in self._inputs())
-            steps, outputs = self._steps(), self._outputs().transpose(1, 2)
+            states = propagate(self._steps(), torch.bmm(u[:-1], lower), torch.bmm(u[1:], upper), count)
+            y = torch.baddbmm(y, states, self._outputs().transpose(1, 2))
+        y = join(y, self.plan.rows).reshape(shape)
+        return y if bias is None else y + bias.to(y.dtype)
 
-        def product(x: Tensor) -> Tensor:
-            u = cut(x, self.plan.columns)
-            y = torch.bmm(u, diagonal)
-            if count > 1:
-                states = propagate(steps, torch.bmm(u[:-1], lower), torch.bmm(u[1:], upper), count)
-                y = torch.baddbmm(y, states, outputs)
-            y = join(y, self.plan.rows)
-            return y if bias is None else y + bias.to(y.dtype)
-
-        shape = x.shape[:-1] + (self.shape[0],)  # noqa: RUF005, torch.fx cannot iterate over a shape
-        on_the_way = sum(self.shape) + 4 * count * self.state
-        return in_chunks(product, x.reshape(-1, self.shape[1]), on_the_way).reshape(shape)
+    @property
+    def traffic(self) -> int:
+        return sum(self.shape) + 10 * self.num_stages * self.state  # states are written once for every pass
 
     @property
     def macs_per_row(self) -> int:
