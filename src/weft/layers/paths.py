@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from weft.layers.chunks import chunk_rows
 from weft.parametrizations import Parametrization, Stage, record_of
 
 FEW_ROWS, MANY_ROWS, MOST_ROWS = 8, 128, 1024
@@ -111,8 +112,10 @@ def seconds(
     activations = rows * (out_features + in_features)
     if way == "factored":
         launches, efficiency = (record.launches, record.efficiency) if record else (1, 1.0)
-        numbers = parametrization.num_parameters + activations
-        return product(parametrization.cost(rows), numbers, launches, efficiency)
+        numbers, passed_on = parametrization.num_parameters + activations, parametrization.traffic
+        runs = max(1, rows // chunk_rows(passed_on)) if passed_on else 1
+        time_s = product(parametrization.cost(rows), numbers, launches * runs, efficiency)
+        return time_s + 2 * rows * passed_on * itemsize / speed.bytes_per_s
     if way in ("stages", "cached stages"):
         shapes = parametrization.stage_shapes(evaluation=way == "cached stages")
         if shapes is None:
