@@ -76,8 +76,9 @@ def largest_within(
     """The stages and the state of the largest member that stores no more than some numbers.
 
     Of all numbers of stages, those are preferred at which the blocks on the diagonal take a third to two thirds of the
-    budget: matrices of every kind were fitted best there. Among them even stages are worth 3 % of the numbers, as their
-    products need no padding. But a budget that a member meets exactly gives that member.
+    budget: matrices of every kind were fitted best there. Among them even stages are worth a tenth of the numbers, as
+    their products need no padding, which copies the weights in every call. But a budget that a member meets exactly
+    gives that member.
 
     Args:
         shape: (O, I).
@@ -99,7 +100,10 @@ def largest_within(
         ends = 2 * r + (longer > 0) + positions * (2 * c + (wider > 0))
         return diagonal + smallest * (2 * sum(shape) - ends) + 2 * max(stages - 2, 0) * smallest**2
 
-    preferred = {round(math.prod(shape) / max(budget, 1) * part / 8) for part in range(12, 25)}
+    few = math.prod(shape) / max(budget, 1)  # stages at which the diagonal alone takes the budget
+    preferred = {round(few * part / 8) for part in range(12, 25)}
+    both = math.gcd(shape[0], shape[1] // positions)
+    preferred |= {count for count in range(math.ceil(1.5 * few), min(int(3 * few), both) + 1) if both % count == 0}
     fewest = min(range(1, most + 1), key=least_numbers)
     candidates = {*range(1, 33), fewest, *preferred} & {*range(1, most + 1)}
     ranked, least = [], 0
@@ -113,9 +117,8 @@ def largest_within(
         if fitting := bisect.bisect_right(states, budget, key=numbers):
             found = (count, states[fitting - 1])
             stored = numbers(found[1])
-            worth = stored * (
-                1.03 if shape[0] % count == shape[1] // positions % count == 0 else 1
-            )  # nothing is padded
+            even = shape[0] % count == shape[1] // positions % count == 0
+            worth = 1.1 * stored if even else stored
             ranked.append(((stored == budget, count in preferred, worth, -count), found))
     return max(ranked)[1] if ranked else None, least
 
