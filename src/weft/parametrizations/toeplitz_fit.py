@@ -13,8 +13,23 @@ from torch import Tensor
 
 from weft.parametrizations.toeplitz_products import toeplitz_like_matrix
 
-#: Steps of the conjugate gradients that complete a rectangle.
+#: Steps of the conjugate gradients that complete a rectangle, where it is not too large.
 _STEPS = 300
+#: From this order on, a few singular vectors are found by random projections, in minutes less.
+_LARGE = 1024
+
+
+def bounded_steps(most: int, order: int) -> int:
+    """Steps of a descent whose every step builds the matrix: so many that they stay within minutes.
+
+    Args:
+        most: for small matrices.
+        order: N.
+
+    Returns:
+        ``most``, or less from about 2000 on.
+    """
+    return min(most, max(10, 10**9 // order**2))
 
 
 def displacement(target: Tensor) -> Tensor:
@@ -86,8 +101,7 @@ def from_displacement(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         left (R, N), right (R, N); no worse than zero.
     """
     rows, columns = target.shape
-    u, s, vh = torch.linalg.svd(displacement(target))
-    left, right = _rescaled(u[:, :rank].T * s[:rank, None], vh[:rank], target)
+    left, right = _rescaled(*_leading(displacement(target), rank), target)
     if rows < columns:
         left = _least_squares(left, right, target)
     if columns < rows:
@@ -109,22 +123,27 @@ def closed_form(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if rank >= 2:
         left, right = nearest_toeplitz(target)
         if rank > 2:
-            near = toeplitz_like_matrix(left, right, left.shape[1], (target.shape[0], target.shape[1]))
-            rest = from_displacement(target - near, rank - 2)
+            rest = from_displacement(target - _matrix(left, right, target), rank - 2)
             left, right = torch.cat([left, rest[0]]), torch.cat([right, rest[1]])
         answers.append((left, right))
-    left, right = min(answers, key=lambda pair: _error(*pair, target))
+    left, right = min(answers, key=lambda pair: float((_matrix(*pair, target) - target).norm()))
     sizes = [factor.norm(dim=1, keepdim=True) for factor in (left, right)]
     ratio = torch.where(sizes[0] * sizes[1] > 0, (sizes[1] / sizes[0]).sqrt(), 1)
     return left * ratio, right / ratio
 
 
+def _leading(d: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The nearest matrix of a rank, as left^T right with orthonormal rows of right."""
+    if len(d) > _LARGE and 8 * rank < len(d):
+        u, s, v = torch.svd_lowrank(d, q=rank + 8, niter=4)
+        vh = v.T
+    else:
+        u, s, vh = torch.linalg.svd(d)
+    return (u[:, :rank] * s[:rank]).T, vh[:rank]
+
+
 def _matrix(left: Tensor, right: Tensor, target: Tensor) -> Tensor:
     return toeplitz_like_matrix(left, right, left.shape[1], (target.shape[0], target.shape[1]))
-
-
-def _error(left: Tensor, right: Tensor, target: Tensor) -> float:
-    return float((_matrix(left, right, target) - target).norm())
 
 
 def _rescaled(left: Tensor, right: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +169,7 @@ def _least_squares(start: Tensor, other: Tensor, target: Tensor, swapped: bool =
     slope = adjoint(residual)
     direction, size = slope, slope.square().sum()
     least = 1e-30 * adjoint(target).square().sum()
-    for _ in range(_STEPS):
+    for _ in range(bounded_steps(_STEPS, start.shape[1])):
         if size <= least:
             break
         step = matrix(direction)

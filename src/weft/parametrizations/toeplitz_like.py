@@ -22,10 +22,10 @@ from weft.parametrizations.base import Parametrization, relative_error, too_smal
 from weft.parametrizations.chunks import in_chunks
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
-from weft.parametrizations.toeplitz_fit import closed_form
+from weft.parametrizations.toeplitz_fit import bounded_steps, closed_form
 from weft.parametrizations.toeplitz_products import toeplitz_like_matrix, toeplitz_like_product, transform_cost
 
-#: Steps of the descent after the closed form, which is worth little on a matrix without structure.
+#: Steps of the descent after the closed form, which alone is worth little on a matrix without structure.
 _STEPS = 200
 
 
@@ -68,8 +68,8 @@ class ToeplitzLike(Parametrization):
     Source:
         Kailath, Kung and Morf 1979, Displacement ranks of matrices and linear equations,
         https://doi.org/10.1016/0022-247X(79)90124-0; the formula for W in Pan 2001, Structured Matrices and
-        Polynomials, section 4.4; as a layer Sindhwani, Sainath and Kumar 2015, Structured Transforms for Small-Footprint
-        Deep Learning, section 3, https://arxiv.org/abs/1510.01722, and Kissel and Diepold 2023, Structured Matrices
+        Polynomials, chapter 4; as a layer Sindhwani, Sainath and Kumar 2015, Structured Transforms for Small-Footprint
+        Deep Learning, https://arxiv.org/abs/1510.01722, and Kissel and Diepold 2023, Structured Matrices
         and Their Application in Neural Networks: A Survey, https://doi.org/10.1007/s00354-023-00226-1. Differs from
         them in rectangular shapes, and in a fit that goes on after the singular value decomposition.
 
@@ -149,9 +149,10 @@ class ToeplitzLike(Parametrization):
         worker.left.copy_(left)
         worker.right.copy_(right)
         if relative_error(worker.dense(), wanted) > 1e-12:
-            refine(worker, wanted, steps=_STEPS)
+            steps = bounded_steps(_STEPS, self.order)
+            refine(worker, wanted, steps=steps)
             if gram is not None:
-                refine(worker, wanted, gram.double(), steps=_STEPS)
+                refine(worker, wanted, gram.double(), steps=steps)
         self.left.copy_(worker.left)
         self.right.copy_(worker.right)
 
@@ -178,7 +179,7 @@ register(
         summary="Low displacement rank: a short sum of circulant times skew-circulant matrices.",
         advice="For features in an order whose interactions depend on their distance, and for the smallest budgets.",
         source="Kailath, Kung and Morf 1979, https://doi.org/10.1016/0022-247X(79)90124-0; as a layer Sindhwani et al. "
-        "2015, section 3, https://arxiv.org/abs/1510.01722",
+        "2015, https://arxiv.org/abs/1510.01722",
         options={"rank": "displacement rank R, 1..min(out, in), 2 for Toeplitz matrices; or give share"},
         parameters="2*rank*max(out, in)",
         cost="(rows*(2*rank + 2) + 2*rank)*macs_per_transform + 4*rows*rank*max(out, in)",
