@@ -10,10 +10,11 @@ from weft.parametrizations import (
     Monarch,
     QuaternionRotation,
     SequentiallySemiseparable,
+    ToeplitzLike,
 )
 from weft.testing import Case, oracles
 
-_DESCENT = "not convex: the realisation is refined by a bounded number of descent steps"
+_DESCENT = "not convex: the closed form is refined by a bounded number of descent steps"
 DENSE = Case("dense", Dense, lambda p: p.weight.detach().clone())
 LOW_RANK = Case(
     "low_rank",
@@ -116,8 +117,22 @@ SPARSE_OF_THREE = Case(
     lambda p: oracles.sparse_product(p.values, p.row_index, p.column_index, p.counts, p.shape),
     expected_failures=SPARSE.expected_failures,
 )
+TOEPLITZ = Case(
+    "toeplitz_like",
+    lambda shape, **common: ToeplitzLike(shape, rank=2, **common),
+    lambda p: oracles.toeplitz_like(p.left, p.right, p.shape),
+    expected_failures={"residual_is_orthogonal": _DESCENT},
+)
+TOEPLITZ_ODD = Case(
+    "toeplitz_like_odd",
+    lambda shape, **common: ToeplitzLike(shape, rank=3, **common),
+    lambda p: oracles.toeplitz_like(p.left, p.right, p.shape),
+    shapes=((6, 9), (13, 7), (7, 7)),
+    expected_failures={"residual_is_orthogonal": _DESCENT},
+)
 CASES = (
     *(DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION),
     *(SSS, SSS_UNEVEN, HIERARCHY, UNEVEN_HIERARCHY),
     *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
+    *(TOEPLITZ, TOEPLITZ_ODD),
 )

@@ -61,6 +61,8 @@ BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "
 HODLR = "parametrizations/hodlr.py"
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 SEMI = "parametrizations/semiseparable.py"
+TOEPLITZ = "parametrizations/toeplitz"
+TOEPLITZ_TESTS = ("tests/parametrizations/test_toeplitz_like.py",)
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 MODES, CHUNKS = "modes.py", "layers/chunks.py"
 
@@ -104,6 +106,51 @@ FAULTS = [
     ),
     Fault(HODLR, "if left < least:", "if left > least or least == math.inf:", "the depth that leaves most"),
     Fault(HODLR, "F.pad(right, (0, beside))", "F.pad(right, (beside, 0))", "uneven leaves shifted"),
+    Fault(f"{TOEPLITZ}_products.py", "cat([-v, v], 1)", "cat([v, v], 1)", "circulant on both sides", TOEPLITZ_TESTS),
+    Fault(
+        f"{TOEPLITZ}_products.py",
+        "(math.pi / order)",
+        "(2 * math.pi / order)",
+        "whole frequencies for the skew-circulant factor",
+        TOEPLITZ_TESTS,
+    ),
+    Fault(
+        f"{TOEPLITZ}_products.py",
+        "torch.fft.irfft(product, order) * signs",
+        "torch.fft.irfft(product, order)",
+        "signs of odd orders are not taken back",
+        TOEPLITZ_TESTS,
+    ),
+    Fault(f"{TOEPLITZ}_fit.py", "(lower - upper) / 2", "(lower + upper) / 2", "no skew-circulant part", TOEPLITZ_TESTS),
+    Fault(
+        f"{TOEPLITZ}_fit.py",
+        "(matrix * target).sum() / size, 0)",
+        "torch.ones_like(size), 0)",
+        "a displacement that is not scaled",
+        TOEPLITZ_TESTS,
+    ),
+    Fault(
+        f"{TOEPLITZ}_fit.py",
+        "left = _least_squares(left, right, target)",
+        "pass",
+        "wide rectangles are not completed",
+        TOEPLITZ_TESTS,
+    ),
+    Fault(
+        f"{TOEPLITZ}_like.py",
+        "            refine(worker, wanted, steps=steps)\n            if",
+        "            if",
+        "no descent after the closed form",
+        TOEPLITZ_TESTS,
+    ),
+    Fault(f"{TOEPLITZ}_like.py", "or not is_plain() ", "", "complex numbers inside transforms", TOEPLITZ_TESTS),
+    Fault(
+        f"{TOEPLITZ}_like.py",
+        "self.rank * self.order)) ** 0.5",
+        "self.rank)) ** 0.5",
+        "initial variance grows with the order",
+        ("tests/test_contract.py", "-k", "toeplitz and initial"),
+    ),
     Fault(FIT, "mixing.reshape(n, n * n).T @", "mixing.mT.reshape(n, n * n).T @", "A transposed in dense()"),
     Fault(
         "parametrizations/semiseparable_chains.py",

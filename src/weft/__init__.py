@@ -44,6 +44,7 @@ from weft.layers import QuaternionLinear
 from weft.layers import RNN
 from weft.layers import ResidualGate
 from weft.layers import SSSLinear
+from weft.layers import TLLinear
 from weft.layers import clear_cache
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
@@ -91,6 +92,7 @@ __all__ = [
     "QuaternionLinear",
     "ResidualGate",
     "SSSLinear",
+    "TLLinear",
     "WeftError",
     "algebra_penalty",
     "approximate",

@@ -83,7 +83,7 @@ def test_explain_computes_nothing_and_leaves_the_cache(monkeypatch):
         assert layer._cache.entry is entry
 
 
-_COUNTED_OTHERWISE = ("quaternion_rotation", "hodlr", "butterfly", "psm")
+_COUNTED_OTHERWISE = ("quaternion_rotation", "hodlr", "butterfly", "psm", "toeplitz_like")
 
 
 @pytest.mark.parametrize("path", ["factored", "dense"])

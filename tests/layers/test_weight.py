@@ -202,6 +202,7 @@ def test_state_dict_has_the_documented_keys_only():
         "hodlr": {"left", "right", "sources"},
         "monarch": {"left", "right"},
         "butterfly": {"factors"},
+        "toeplitz_like": {"left", "right"},
         "psm": {"values", "row_index", "column_index", "starts"},
     }
     for case in CASES:

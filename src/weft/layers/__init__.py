@@ -32,6 +32,7 @@ from weft.layers.named import QuaternionConvTranspose2d
 from weft.layers.named import QuaternionConvTranspose3d
 from weft.layers.named import QuaternionLinear
 from weft.layers.named import SSSLinear
+from weft.layers.named import TLLinear
 from weft.layers.recurrent import GRU
 from weft.layers.recurrent import LSTM
 from weft.layers.recurrent import RNN
@@ -71,5 +72,6 @@ __all__ = [
     "QuaternionLinear",
     "ResidualGate",
     "SSSLinear",
+    "TLLinear",
     "clear_cache",
 ]

@@ -347,3 +347,16 @@ class PSMLinear(_Structured):
     """
 
     _family = "psm"
+
+
+class TLLinear(_Structured):
+    """``Linear`` with a Toeplitz-like matrix, sized by a share or a rank, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``; ``rank`` is the displacement rank, 2 for Toeplitz matrices.
+
+    Example:
+        >>> TLLinear(300, 300, share=0.0134).parametrization.rank
+        2
+    """
+
+    _family = "toeplitz_like"

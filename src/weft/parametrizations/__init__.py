@@ -26,6 +26,7 @@ from weft.parametrizations.registry import record_of
 from weft.parametrizations.registry import register
 from weft.parametrizations.semiseparable import SequentiallySemiseparable
 from weft.parametrizations.stacked import Stacked
+from weft.parametrizations.toeplitz_like import ToeplitzLike
 
 __all__ = [
     "HODLR",
@@ -42,6 +43,7 @@ __all__ = [
     "Stacked",
     "Stage",
     "StageShape",
+    "ToeplitzLike",
     "algebra_distance",
     "algebras",
     "check_laws",

@@ -111,6 +111,30 @@ def sparse_product(
     return torch.from_numpy(matrix)
 
 
+def toeplitz_like(left: Tensor, right: Tensor, shape: tuple[int, int]) -> Tensor:
+    """1/2 sum_j [g_j, Z_1 g_j, Z_1^2 g_j, ...] [h_j, Z_-1 h_j, ...] with h_j reversed, column after column.
+
+    Args:
+        left: (R, N), the rows g_j.
+        right: (R, N), the rows h_j.
+        shape: (O, I); what is beyond is cut off.
+
+    Returns:
+        (O, I), in double precision.
+    """
+
+    def columns(first: np.ndarray, factor: int) -> np.ndarray:
+        found = [first]
+        while len(found) < len(first):
+            last = found[-1]
+            found.append(np.concatenate([factor * last[-1:], last[:-1]]))
+        return np.stack(found, axis=1)
+
+    pairs = zip(_numpy(left), _numpy(right), strict=True)
+    total = sum(columns(g, 1) @ columns(h[::-1], -1) for g, h in pairs) / 2
+    return torch.from_numpy(total[: shape[0], : shape[1]].copy())
+
+
 def sum_of_kroneckers(first: Tensor, second: Tensor) -> Tensor:
     """sum_i first[i] (x) second[i], one Kronecker product after the other.
 
