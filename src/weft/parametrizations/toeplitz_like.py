@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from weft.errors import OptionError
 from weft.modes import is_autocast, is_plain, is_recording
 from weft.parametrizations.base import Parametrization, relative_error, too_small
-from weft.parametrizations.chunks import in_chunks
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
 from weft.parametrizations.toeplitz_fit import bounded_steps, closed_form
@@ -120,12 +119,8 @@ class ToeplitzLike(Parametrization):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if is_autocast(device) and x.dtype != torch.float64 else x.dtype
         working = torch.promote_types(x.dtype, torch.float32)  # there is no FFT in half precision
-        left, right = self.left.to(working), self.right.to(working)
-
-        def product(part: Tensor) -> Tensor:
-            return toeplitz_like_product(part, left, right, self.shape[0])
-
-        y = in_chunks(product, x.reshape(-1, self.shape[1]).to(working), 2 * (self.rank + 1) * self.order)
+        rows, left, right = x.reshape(-1, self.shape[1]).to(working), self.left.to(working), self.right.to(working)
+        y = toeplitz_like_product(rows, left, right, self.shape[0])
         y = y.reshape(x.shape[:-1] + self.shape[:1]).to(dtype)
         return y if bias is None else y + bias.to(dtype)
 
@@ -137,6 +132,10 @@ class ToeplitzLike(Parametrization):
     def cost(self, rows: int) -> int:
         transforms = rows * (2 * self.rank + 2) + 2 * self.rank
         return transforms * self.macs_per_transform + 4 * rows * self.rank * self.order
+
+    @property
+    def traffic(self) -> int:
+        return 4 * (self.rank + 1) * self.order
 
     def build_cost(self) -> int:
         return (2 * self.rank + 33) * self.order**2
