@@ -8,6 +8,7 @@ hundred steps, its rate falling linearly to 0, once per family, rate and kind of
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -60,7 +61,7 @@ def train(family: str, groups: str, optimizer: str, lr: float) -> float:
     sizes = [x.shape[1], WIDTH, WIDTH]
     layers = [
         module
-        for columns, rows in zip(sizes, sizes[1:], strict=False)
+        for columns, rows in itertools.pairwise(sizes)
         for module in (weft.Linear(columns, rows, parametrization=family, **FAMILIES[family]), nn.ReLU())
     ]
     model = nn.Sequential(*layers, nn.Linear(WIDTH, 10))
@@ -128,8 +129,9 @@ def main() -> None:
     report(
         __file__,
         f"Learning rates on {name}: an MLP with two hidden layers of {WIDTH}, {STEPS} steps of {BATCH} images",
-        ["optimizer", "family", "share", "one rate for all: best rate", "its loss", "loss at the dense layers' best rate",
-         "with multipliers: best rate", "its loss", "loss at the dense layers' best rate"],
+        ["optimizer", "family", "share",
+         "one rate for all: best rate", "its loss", "loss at the best rate of dense",
+         "with multipliers: best rate", "its loss", "loss at the best rate of dense"],
         rows,
         "Rates are tried in steps of a factor 2; inf: not finite. SGD with momentum 0.9. The shares are those of the "
         f"{WIDTH} x {WIDTH} layer. The curves: `benchmarks/results/learning_rates.png`.",

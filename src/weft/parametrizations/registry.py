@@ -20,6 +20,9 @@ from weft.parametrizations.formulas import evaluate, numbers_of
 #: Constructor arguments that every family takes and the layer passes; they are not options of a family.
 COMMON = frozenset({"shape", "positions", "variance", "device", "dtype"})
 
+#: What the multipliers on learning rates differ by: "adam" for Adam and its kin, or "sgd".
+OptimizerKind = Literal["adam", "sgd"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -67,7 +70,7 @@ class Family:
     export_path: Literal["factored", "dense"] = "factored"
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
-    def multipliers(self, member: Parametrization, optimizer: Literal["adam", "sgd"] = "adam") -> dict[str, float]:
+    def multipliers(self, member: Parametrization, optimizer: OptimizerKind = "adam") -> dict[str, float]:
         """The factors on the learning rate of a member's parameters.
 
         Args:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import nn
 
 from weft.errors import OptionError
 from weft.layers import ResidualGate
 from weft.parametrizations import Parametrization, Stacked, record_of
+from weft.parametrizations.registry import OptimizerKind
 
 _UNDECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ResidualGate)
-
-OptimizerKind = Literal["adam", "sgd"]
 
 
 def parameter_groups(
@@ -39,7 +38,7 @@ def parameter_groups(
         OptionError: a negative rate or decay, another kind of optimizer, or a model without trainable parameters.
 
     Source:
-        Qiu et al. 2024, Compute Better Spent, section 3.3, https://arxiv.org/abs/2406.06248: a factor of fan-in f trains
+        Qiu et al. 2024, Compute Better Spent, section 3, https://arxiv.org/abs/2406.06248: a factor of fan-in f trains
         at the rate of a dense layer of that fan-in. Here the sizes of the factors at the start count too.
 
     Example:

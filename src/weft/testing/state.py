@@ -7,14 +7,16 @@ import inspect
 import itertools
 import math
 import re
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from weft.errors import BudgetError, OptionError, SizeError
 from weft.parametrizations import Parametrization, make
 from weft.parametrizations.formulas import FUNCTIONS, evaluate, numbers_of
+from weft.parametrizations.registry import OptimizerKind
 from weft.testing.case import Case, assert_same
+
 
 def _alternatives(formula: str, member: Parametrization, rows: int = 0) -> list[float]:
     """Values of a formula; those in parentheses after it, ``a (b for ...; c for ...)``, are alternatives."""
@@ -55,7 +57,7 @@ def record_names_parameters(case: Case) -> None:
     assert parameters <= set(record.weight_decay), f"no decay rule for {parameters - set(record.weight_decay)}"
     named = {*record.weight_decay, *record.lr_multiplier, *record.sgd_multiplier}
     assert named <= tensors, f"the record names parameters that are not there: {named - tensors}"
-    for shape, optimizer in itertools.product(case.shapes, ("adam", "sgd")):
+    for shape, optimizer in itertools.product(case.shapes, get_args(OptimizerKind)):
         factors = record.multipliers(case.member(shape), optimizer)
         assert all(0 < factor < math.inf for factor in factors.values()), f"learning rates times {factors}"
     for field in (record.title, record.summary, record.advice, record.source, *record.options.values()):
