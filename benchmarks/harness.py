@@ -59,7 +59,14 @@ def compare(
     return Ratio(median, low, high, *(statistics.median(column) for column in zip(*times, strict=True)))
 
 
-def report(script: str, claim: str, headers: Sequence[str], rows: Sequence[Sequence[object]], remark: str = "") -> None:
+def report(
+    script: str,
+    claim: str,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    remark: str = "",
+    note: str = "Ratios are medians, quartiles in brackets; above 1 is faster.",
+) -> None:
     """Write the result as JSON and as a Markdown table, and print the table.
 
     Args:
@@ -68,13 +75,14 @@ def report(script: str, claim: str, headers: Sequence[str], rows: Sequence[Seque
         headers: of the columns.
         rows: cells; a ``Ratio`` is written with its quartiles.
         remark: what a reader should know, such as floors and misses.
+        note: what the numbers are.
     """
     name = Path(script).stem
     machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     lines = [
         f"### {claim}",
         "",
-        f"`python benchmarks/{name}.py` on {machine}. Ratios are medians, quartiles in brackets; above 1 is faster.",
+        f"`python benchmarks/{name}.py` on {machine}. {note}",
         "",
         "| " + " | ".join(headers) + " |",
         "|" + "---|" * len(headers),

@@ -63,6 +63,8 @@ FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebr
 SEMI = "parametrizations/semiseparable.py"
 TOEPLITZ = "parametrizations/toeplitz"
 TOEPLITZ_TESTS = ("tests/parametrizations/test_toeplitz_like.py",)
+REGISTRY, FORMULAS = "parametrizations/registry.py", "parametrizations/formulas.py"
+LEARNING_RATES = ("tests/parametrizations/test_learning_rates.py",)
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 MODES, CHUNKS = "modes.py", "layers/chunks.py"
 
@@ -427,6 +429,13 @@ FAULTS = [
         "decay rules of the record ignored",
     ),
     Fault("surgery/groups.py", "(lr * multiplier,", "(lr,", "learning-rate multipliers ignored"),
+    Fault(REGISTRY, "evaluate(rule, numbers) if", "1.0 if", "formulas of learning rates ignored"),
+    Fault(REGISTRY, 'if optimizer == "sgd" else', "if not optimizer else", "SGD with the multipliers of Adam"),
+    Fault(
+        FORMULAS, "(3 * columns * member.variance) ** 0.5", "1.0", "rates deaf to the initial variance", LEARNING_RATES
+    ),
+    Fault(RANK, "0.17/(1 + out/rank)^0.5", "1", "SGD rate of the right factor", LEARNING_RATES),
+    Fault(SEMI, "num_stages/12", "num_stages*9", "SGD rate of the diagonal", LEARNING_RATES),
 ]
 
 

@@ -94,7 +94,10 @@ def facts(record: Family) -> str:
         Markdown.
     """
     decay = [f"`{name}`: {'yes' if takes else 'no'}" for name, takes in record.weight_decay.items()]
-    faster = [f"`{name}`: {factor:g}" for name, factor in record.lr_multiplier.items()]
+    adam, sgd = (
+        ", ".join(f"`{name}`: `{factor}`" for name, factor in rules.items()) or "1 for every parameter"
+        for rules in (record.lr_multiplier, record.sgd_multiplier)
+    )
     rows = [
         ["the weight", record.summary],
         ["choose it", record.advice],
@@ -105,7 +108,8 @@ def facts(record: Family) -> str:
         ["multiply-adds of the factored product", f"`{record.cost}`"],
         ["can be fitted to a given matrix", "yes" if record.has_fit else "no"],
         ["weight decay", ", ".join(decay)],
-        ["learning-rate multiplier", ", ".join(faster) or "1 for every parameter"],
+        ["learning-rate multiplier, Adam and its kin", adam],
+        ["learning-rate multiplier, SGD", sgd],
         ["runs under export and tracing", f"the {record.export_path} product"],
         ["source", record.source],
         *([f"fails the contract check `{name}`", why] for name, why in record.expected_failures.items()),

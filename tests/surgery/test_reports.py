@@ -58,7 +58,13 @@ def test_every_parameter_is_in_exactly_one_group_by_its_rule() -> None:
     listed = [p for group in groups for p in group["params"]]
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert len(listed) == len(trainable) and {id(p) for p in listed} == {id(p) for p in trainable}
-    assert all(group["lr"] == 0.3 for group in groups)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    faster = {  # the multipliers of the records, by hand
+        id(model[0].parametrization.blocks): 2,
+        id(model[4].parametrization.left): 0.87 * 384 / 3,
+        id(model[4].parametrization.right): 0.5,
+    }
+    assert all(rates[id(p)] == pytest.approx(0.3 * faster.get(id(p), 1)) for p in trainable)
     for p in (model[0].parametrization.blocks, model[4].parametrization.left, model[2].weight):
         assert decay[id(p)] == 0.01
     for p in (model[0].parametrization.mixing, model[0].bias, model[1].weight, model[1].bias, model[5].bias):
@@ -79,11 +85,23 @@ def test_learning_rate_multiplier_of_the_record_is_used(monkeypatch: pytest.Monk
     assert rates[id(model[4].parametrization.right)] == pytest.approx(0.1)
 
 
+def test_sgd_has_multipliers_of_its_own() -> None:
+    model = net()
+    groups = weft.parameter_groups(model, lr=0.3, optimizer="sgd")
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    low_rank = model[4].parametrization
+    assert rates[id(low_rank.left)] == pytest.approx(0.3 * 0.5 * 384 / 3)
+    assert rates[id(low_rank.right)] == pytest.approx(0.3 * 0.17 / (1 + 10 / 3) ** 0.5)
+    assert rates[id(model[0].parametrization.blocks)] == rates[id(model[2].weight)] == 0.3
+
+
 def test_groups_refuse_nonsense() -> None:
     with pytest.raises(OptionError, match="at least 0"):
         weft.parameter_groups(net(), lr=-1)
     with pytest.raises(OptionError, match="no trainable"):
         weft.parameter_groups(nn.ReLU(), lr=0.1)
+    with pytest.raises(OptionError, match=r"'adam'.* or 'sgd', got 'lion'"):
+        weft.parameter_groups(net(), lr=0.1, optimizer="lion")
 
 
 def test_approximate_takes_tensors_and_arrays() -> None:

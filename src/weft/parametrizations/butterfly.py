@@ -228,6 +228,8 @@ register(
         parameters="2*depth*levels*size",
         cost="depth*size*((rows + 2)*(groups + blocks) - 8)",
         weight_decay={"factors": False},
+        lr_multiplier={"factors": "0.1*in/(depth*levels)/gain"},
+        sgd_multiplier={"factors": "0.1*in/(depth*levels)/gain^2"},
         launches=130,  # the blocks are put together anew in every call, by many small kernels
         efficiency=0.25,
     )

@@ -419,6 +419,14 @@ register(
         parameters="rank*(depth - 1)*(out + in) + diagonal (diagonal: entries of leaves, about out*in/2^(depth - 1))",
         cost="rows*(rank*(depth - 1)*(out + in) + diagonal)",
         weight_decay={"left": True, "right": True},
+        lr_multiplier={
+            "left": "in/(in/2^(depth - 1) + 0.58*(depth - 1)*rank)/min(depth, 2)",
+            "right": "1.3/gain",
+        },
+        sgd_multiplier={
+            "left": "in/(in/2^(depth - 1) + 0.33*(depth - 1)*rank)/min(depth, 2)",
+            "right": "0.5/(0.07 + 0.03*out/rank)^0.5/gain^2",
+        },
         launches=20,
         efficiency=0.4,
     )

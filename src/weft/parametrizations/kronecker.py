@@ -372,6 +372,7 @@ register(
         parameters="n^3 + out*in/n (out*in/n for a fixed algebra; 3*n*rank + out*in/n for a learned one with rank)",
         cost="rows*(out*in + n^2*out)",
         weight_decay={"mixing": False, "block_mix": False, "output_mix": False, "input_mix": False, "blocks": True},
+        lr_multiplier={"blocks": "n^0.5"},
         launches=8,  # two products, and reshapes and permutations that cost as much as small kernels
         export_path="dense",
     )

@@ -322,6 +322,11 @@ register(
         parameters="rank*blocks^2*(height + width)",
         cost="rows*rank*blocks^2*(height + width)",
         weight_decay={"left": True, "right": True},
+        lr_multiplier={"left": "0.87*in/(blocks*rank)", "right": "0.5*blocks/gain"},
+        sgd_multiplier={
+            "left": "0.5*in/(blocks*rank)",
+            "right": "0.17*blocks/(1 + height/(blocks*rank))^0.5/gain^2",
+        },
         launches=7,  # two products, and shuffles that cost as much as small kernels
         efficiency=0.25,
     )

@@ -308,6 +308,8 @@ register(
         parameters="nonzeros",
         cost="rows*nonzeros",
         weight_decay={"values": True},
+        lr_multiplier={"values": "0.7*in*(out*max(out, in))^0.5/(nonzeros*gain^(1 - 1/factors))"},
+        sgd_multiplier={"values": "0.45*in*(out*max(out, in))^0.5/(nonzeros*gain^(2 - 2/factors))"},
         launches=40,  # compressed tensors are made and checked anew in every call
         efficiency=0.15,
     )

@@ -15,9 +15,13 @@ from torch import Tensor
 
 from weft.errors import OptionError, UnknownNameError, nearest_name
 from weft.parametrizations.base import Parametrization
+from weft.parametrizations.formulas import evaluate, numbers_of
 
 #: Constructor arguments that every family takes and the layer passes; they are not options of a family.
 COMMON = frozenset({"shape", "positions", "variance", "device", "dtype"})
+
+#: What the multipliers on learning rates differ by: "adam" for Adam and its kin, or "sgd".
+OptimizerKind = Literal["adam", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,10 @@ class Family:
         parameters: formula of the stored numbers, in out, in and the options.
         cost: formula of the multiply-adds of the factored product, in rows, out, in and the options.
         weight_decay: parameter name to whether it takes weight decay; every parameter is named.
-        lr_multiplier: parameter name to the factor on the learning rate; 1 where not named.
+        lr_multiplier: parameter name to the factor on the learning rate of Adam and its kin, whose steps do not depend
+            on the size of the gradient; 1 where not named. A number, or a formula in out, in, gain (see
+            ``formulas.numbers_of``) and attributes of the member.
+        sgd_multiplier: likewise for SGD, with or without momentum.
         has_fit: whether ``fit_`` exists.
         launches: kernels that the factored product starts, for the path choice.
         efficiency: speed of the factored product's multiply-adds relative to one large matrix product.
@@ -55,12 +62,30 @@ class Family:
     parameters: str
     cost: str
     weight_decay: Mapping[str, bool]
-    lr_multiplier: Mapping[str, float] = field(default_factory=dict)
+    lr_multiplier: Mapping[str, float | str] = field(default_factory=dict)
+    sgd_multiplier: Mapping[str, float | str] = field(default_factory=dict)
     has_fit: bool = True
     launches: int = 1
     efficiency: float = 1.0
     export_path: Literal["factored", "dense"] = "factored"
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+    def multipliers(self, member: Parametrization, optimizer: OptimizerKind = "adam") -> dict[str, float]:
+        """The factors on the learning rate of a member's parameters.
+
+        Args:
+            member: of this family.
+            optimizer: "adam" for Adam and its kin, or "sgd".
+
+        Returns:
+            the factor of every parameter, by name.
+        """
+        rules = self.sgd_multiplier if optimizer == "sgd" else self.lr_multiplier
+        factors, numbers = {}, numbers_of(member)
+        for name, _ in member.named_parameters():
+            rule = rules.get(name, 1.0)
+            factors[name] = evaluate(rule, numbers) if isinstance(rule, str) else float(rule)
+        return factors
 
 
 _FAMILIES: dict[str, Family] = {}

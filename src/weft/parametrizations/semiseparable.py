@@ -338,7 +338,24 @@ register(
             "upper_state": False,
             "upper_output": True,
         },
-        lr_multiplier={"lower_state": 0.1, "upper_state": 0.1},  # a step on A acts once per stage that it is passed
+        lr_multiplier={  # a step on A or E acts once per stage that a state passes
+            "diagonal": "max(1, num_stages/4)",
+            "lower_input": "0.25*num_stages^0.5/gain",
+            "lower_state": "0.75*in/(max(state, 1)*num_stages)/gain",
+            "lower_output": "0.4*in/max(state, 1)",
+            "upper_input": "0.25*num_stages^0.5/gain",
+            "upper_state": "0.75*in/(max(state, 1)*num_stages)/gain",
+            "upper_output": "0.4*in/max(state, 1)",
+        },
+        sgd_multiplier={
+            "diagonal": "max(1, num_stages/12)",
+            "lower_input": "0.03/gain^2",
+            "lower_state": "0.3/max(state, 1)/gain^2",
+            "lower_output": "0.3*in/max(state, 1)",
+            "upper_input": "0.03/gain^2",
+            "upper_state": "0.3/max(state, 1)/gain^2",
+            "upper_output": "0.3*in/max(state, 1)",
+        },
         launches=180,  # two thirds of them views and small copies, which cost as much as small kernels
         efficiency=0.25,
     )

@@ -2,84 +2,29 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
+import itertools
 import math
-import operator
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from weft.errors import BudgetError, OptionError, SizeError
 from weft.parametrizations import Parametrization, make
+from weft.parametrizations.formulas import FUNCTIONS, evaluate, numbers_of
+from weft.parametrizations.registry import OptimizerKind
 from weft.testing.case import Case, assert_same
-
-_OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
-_FUNCTIONS: dict[str, Callable[..., float]] = {
-    "log2": math.log2,
-    "ceil": math.ceil,
-    "floor": math.floor,
-    "min": min,
-    "max": max,
-}
-
-
-def evaluate(formula: str, values: Mapping[str, float]) -> float:
-    """The value of a formula of a record.
-
-    Args:
-        formula: numbers, names, ``+ - * / ^``, parentheses, and log2, ceil, floor, min, max.
-        values: of the names; ``in`` may be one.
-
-    Returns:
-        the value.
-
-    Raises:
-        OptionError: the formula contains something else.
-
-    Example:
-        >>> evaluate("n^3 + out*in/n", {"n": 4, "out": 8, "in": 12})
-        88.0
-    """
-    text = re.sub(r"\bin\b", "in_", formula).replace("^", "**")
-
-    def value(node: ast.AST) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.Name(id=name) if name.removesuffix("_") in values:
-                return values[name.removesuffix("_")]
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(left), value(right))
-            case ast.Call(func=ast.Name(id=name), args=arguments) if name in _FUNCTIONS:
-                return _FUNCTIONS[name](*map(value, arguments))
-        raise OptionError(
-            f"formula {formula!r} holds {ast.unparse(node)!r}, which is none of {sorted(values)} or arithmetic"
-        )
-
-    return value(ast.parse(text, mode="eval").body)
 
 
 def _alternatives(formula: str, member: Parametrization, rows: int = 0) -> list[float]:
     """Values of a formula; those in parentheses after it, ``a (b for ...; c for ...)``, are alternatives."""
-    names = [name for name in dir(member) if isinstance(getattr(type(member), name, None), property)] + list(
-        vars(member)
-    )
-    values = {n: v for n in names if isinstance(v := getattr(member, n), int | float) and not isinstance(v, bool)}
-    values |= {"out": member.shape[0], "in": member.shape[1], "rows": rows}
+    values = {**numbers_of(member), "rows": rows}
     main, _, note = formula.partition(" (")
     alternatives = [part.partition(" for ")[0].strip() for part in note.split(";")]
     known = [
-        text for text in (main, *alternatives) if text and set(re.findall(r"[a-z_]+", text)) <= {*values, *_FUNCTIONS}
+        text for text in (main, *alternatives) if text and set(re.findall(r"[a-z_]+", text)) <= {*values, *FUNCTIONS}
     ]
     return [evaluate(text, values) for text in known]
 
@@ -104,15 +49,17 @@ def formulas_count_right(case: Case) -> None:
 
 
 def record_names_parameters(case: Case) -> None:
-    """Weight decay is decided for every parameter, and the record names nothing that does not exist."""
+    """Decay is decided for every parameter, rates have a positive value, nothing is named that does not exist."""
     record, member = case.record, case.member()
     parameters = {name for name, _ in member.named_parameters()}
     # What an option fixes is a buffer; what only some options make is declared in the class.
     tensors = parameters | {name for name, _ in member.named_buffers()} | set(inspect.get_annotations(type(member)))
     assert parameters <= set(record.weight_decay), f"no decay rule for {parameters - set(record.weight_decay)}"
-    assert set(record.weight_decay) | set(record.lr_multiplier) <= tensors, (
-        "the record names a parameter that is not there"
-    )
+    named = {*record.weight_decay, *record.lr_multiplier, *record.sgd_multiplier}
+    assert named <= tensors, f"the record names parameters that are not there: {named - tensors}"
+    for shape, optimizer in itertools.product(case.shapes, get_args(OptimizerKind)):
+        factors = record.multipliers(case.member(shape), optimizer)
+        assert all(0 < factor < math.inf for factor in factors.values()), f"learning rates times {factors}"
     for field in (record.title, record.summary, record.advice, record.source, *record.options.values()):
         assert field.strip(), f"the record of {record.name} leaves a text empty"
 

@@ -213,7 +213,12 @@ class Classifier(pl.LightningModule):
             in Lightning's form.
         """
         options: Any = self.hparams
-        groups = weft.parameter_groups(self.model, lr=options.lr, weight_decay=options.weight_decay)
+        groups = weft.parameter_groups(
+            self.model,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            optimizer="sgd" if options.optimizer == "sgd" else "adam",
+        )
         optimizer = make_optimizer(options.optimizer, groups, options.lr, options.momentum, options.betas)
         self._steps = steps = self.trainer.estimated_stepping_batches
         schedule = make_schedule(options.schedule, optimizer, steps, options.milestones, options.gamma)

@@ -128,15 +128,15 @@ def train_with_decreasing_lr(
     scores = _scores(model, loss_function, train, val, batch_size)
     best_loss = scores[1] if math.isfinite(scores[1]) else math.inf
     history: list[Round] = []
+    is_sgd = isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.SGD)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=rounds)
         for number in range(rounds):
             record = Round(lr * 0.5**number)
             history.append(record)
-            optimizer = optimizer_class(
-                parameter_groups(model, record.lr, weight_decay), lr=record.lr, **optimizer_options
-            )
+            groups = parameter_groups(model, record.lr, weight_decay, optimizer="sgd" if is_sgd else "adam")
+            optimizer = optimizer_class(groups, lr=record.lr, **optimizer_options)
             if number:
                 scores = _scores(model, loss_function, train, val, batch_size)
             _note(record, scores)

@@ -177,7 +177,7 @@ def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
 def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
     """One training step of a copy of a model: forward, backward, update."""
     model = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(weft.parameter_groups(model, lr=1e-5), momentum=0.9)
+    optimizer = torch.optim.SGD(weft.parameter_groups(model, lr=1e-5, optimizer="sgd"), momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
