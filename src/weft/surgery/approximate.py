@@ -44,7 +44,7 @@ def approximate(
         >>> matrix = torch.randn(30, 4) @ torch.randn(4, 20)
         >>> weft.approximate(matrix, "low_rank", rank=4).fit_error < 1e-5
         True
-        >>> weft.approximate(matrix, share=0.4).family
+        >>> weft.approximate(matrix, ["hodlr", "low_rank"], share=0.4).family
         'low_rank'
     """
     matrix = as_matrix(matrix)

@@ -13,7 +13,7 @@ from weft.cli.approximate.results import Results
 from weft.parametrizations import families
 
 _INK, _FAINT = "#1f2430", "#d9dde5"
-_MARKERS = "osD^vP*X<>ph"
+_MARKERS = "osD^vPX<>phd"
 _LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
 _FLOOR = 1e-8  # errors below are rounding
 

@@ -185,6 +185,8 @@ def _build(spec: str, options: Mapping[str, Any]) -> nn.Module:
         raise OptionError(f"module {module_name} has no callable {attribute!r}{nearest_name(attribute, dir(module))}")
     try:
         inspect.signature(function).bind(**options)
+    except ValueError:  # a builtin, whose call will say what it takes
+        pass
     except TypeError as error:
         raise OptionError(f"{spec} cannot be called with --model_options {dict(options)}: {error}") from None
     model = function(**options)
