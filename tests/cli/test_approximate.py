@@ -136,9 +136,7 @@ def test_folder_of_other_arguments_or_things_is_left_alone(matrix, folder, capsy
     assert main(["approximate", "w.npy", *QUICK, "--out", "out"]) == 0
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
     assert "seed was 0, now 1" in refused(capsys, "w.npy", *QUICK, "--out", "out", "--seed", "1")
-    assert "shares was [0.2, 0.5], now [0.3]" in refused(
-        capsys, "w.npy", *QUICK[:2], "--shares", "0.3", "--out", "out"
-    )
+    assert "shares was [0.2, 0.5], now [0.3]" in refused(capsys, "w.npy", *QUICK[:2], "--shares", "0.3", "--out", "out")
     np.save("w.npy", 2 * matrix.numpy())
     assert "matrix was" in refused(capsys, "w.npy", *QUICK, "--out", "out")
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
@@ -192,7 +190,9 @@ def test_files_that_cannot_be_used_are_refused(matrix, folder, capsys):
 def test_arguments_out_of_range_are_refused(matrix, capsys):
     assert "did you mean 'low_rank'" in refused(capsys, "w.npy", "--families", "low_rnk")
     assert "--shares must be in (0, 1]" in refused(capsys, "w.npy", "--shares", "0.1,2")
-    least = re.search(r"smallest share that works is (0\.\d+)", refused(capsys, "w.npy", *QUICK[:2], "--shares", "0.01"))
+    least = re.search(
+        r"smallest share that works is (0\.\d+)", refused(capsys, "w.npy", *QUICK[:2], "--shares", "0.01")
+    )
     assert main(["approximate", "w.npy", *QUICK[:2], "--shares", least[1], "--out", "least"]) == 0
     for arguments in (["--shares", "a"], ["--model_options", "[1]"]):
         assert main(["approximate", "w.npy", *arguments]) == 2
@@ -290,7 +290,9 @@ def test_accuracies_are_those_of_the_whole_model_on_the_test_images(layer, split
     data.setup()
     bench = bench_of(model, layer, folder)
     assert ("stored inputs" in bench.how) is split
-    assert len(bench.samples["test"][1]) == 360 and len(bench.samples["train"][1]) + len(bench.samples["val"][1]) == 1437
+    assert (
+        len(bench.samples["test"][1]) == 360 and len(bench.samples["train"][1]) + len(bench.samples["val"][1]) == 1437
+    )
     assert bench.accuracy(bench.wrap(bench.plain)) == pytest.approx(accuracy_by_hand(model, data))
     member = weft.approximate(bench.plain.weight.detach().flatten(1), "low_rank", 0.5,
                               positions=9 if layer.startswith("f") else 1)  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 
 import weft
 from weft.errors import BudgetError, FitError, OptionError, SizeError, UnknownNameError
-from weft.parametrizations import LowRank, memory
+from weft.parametrizations import LowRank, make, memory
 from weft.surgery import compare
 
 FEW = ["low_rank", "monarch", "hodlr"]
@@ -56,6 +56,11 @@ def test_members_win_on_their_own_ground():
     assert weft.approximate(hierarchical(64), FEW, 0.35).family == "hodlr"
 
 
+def test_sizes_are_those_that_suit_the_matrix():
+    largest = make("hodlr", (64, 64), share=0.35)
+    assert weft.approximate(hierarchical(64), "hodlr", 0.35).depth != largest.depth
+
+
 def test_gram_decides_which_is_nearest():
     """A matrix of rank 2 on the inputs that occur, and hierarchical on those that do not."""
     matrix = hierarchical(64)
@@ -99,7 +104,7 @@ def test_share_too_small_for_all_names_the_smallest_that_works():
         trial.smallest_share for trial in compare(matrix, 0.01, names) if trial.smallest_share
     )
     assert weft.approximate(matrix, names, caught.value.smallest_share).family == "low_rank"
-    with pytest.raises(FitError, match="none of the families .*kronecker: .*sized by n"):
+    with pytest.raises(FitError, match=r"none of the families .*kronecker: .*sized by n"):
         weft.approximate(matrix, ["kronecker"], 0.01)
 
 
