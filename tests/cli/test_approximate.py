@@ -309,6 +309,25 @@ def test_accuracies_are_those_of_the_whole_model_on_the_test_images(layer, split
     assert not torch.equal(first, replaced.parametrization.left)
 
 
+def test_weighted_errors_are_those_of_the_outputs(nets, folder, capsys):
+    model = [f"{nets}:small", "--layer", "head.0"]
+    assert main(["approximate", *model, *QUICK[:2], *TUNE, "--weighted"]) == 0
+    assert "Relative error of the layer's outputs" in capsys.readouterr().out
+    source = sources.from_model(*model[:1], {}, None, "head.0", torch.device("cpu"))
+    bench = bench_of(source.model, "head.0", folder / "other")
+    x = bench.samples["train"][0].double()
+    for row in rows(folder / "runs" / "approximate-small-head.0"):
+        torch.manual_seed(0)
+        member = weft.approximate(source.matrix, row["family"], 0.3, gram=bench.gram())
+        lost = x @ (member.dense().detach().double() - source.matrix.double()).T
+        want = float(lost.norm() / (x @ source.matrix.double().T).norm())
+        assert float(row["error"]) == pytest.approx(want, rel=1e-2)
+    assert "--finetune and --data" in refused(capsys, *model, "--weighted")
+    assert "--weighted needs a linear layer" in refused(
+        capsys, f"{nets}:small", "--layer", "features.5", *TUNE, "--weighted"
+    )
+
+
 def test_layer_that_the_rest_does_not_simply_follow_is_trained_inside_the_model(nets, folder):
     arguments = ["approximate", f"{nets}:Skipping", "--layer", "a", "--families", "low_rank", *TUNE, "--lr", "0.1"]
     assert main(arguments) == 0

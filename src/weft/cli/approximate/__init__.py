@@ -51,11 +51,12 @@ def run(command: str, argv: list[str]) -> int:
     smallest: list[float] = []
     with Progress(*columns, console=console, transient=True) as progress:
         bench = _bench(args, source, found, progress) if args.finetune and pairs else None
+        gram = bench.gram() if bench is not None and args.weighted else None
         bar = progress.add_task("", total=len(pairs))
         for name, share in pairs:
             progress.update(bar, description=f"{name} at share {share:g}")
             torch.manual_seed(args.seed)  # for every pair, so that a run that goes on finds what an unbroken one would
-            (trial,) = compare(source.matrix, share, [name], positions=source.positions)
+            (trial,) = compare(source.matrix, share, [name], gram=gram, positions=source.positions)
             smallest += [] if trial.smallest_share is None else [trial.smallest_share]
             found.keep(_record(trial, bench, args))
             progress.advance(bar)
@@ -95,7 +96,7 @@ def _what_counts(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     names = ["source", "tensor", "checkpoint", "layer", "families", "shares", "seed", "finetune"]
     if args.finetune:
         names += ["model_options", "data", "data_dir", "resize", "optimizer", "lr", "rounds", "patience", "max_epochs"]
-        names += ["batch_size", "improvement"]
+        names += ["batch_size", "improvement", "weighted"]
     values = {name: getattr(args, name) for name in names}
     checkpoint = None if args.checkpoint is None else str(args.checkpoint)
     return {**values, "checkpoint": checkpoint, "matrix": source.fingerprint}
@@ -144,13 +145,17 @@ def _publish(found: Results, source: Source, console: Console) -> None:
     """Print the tables, write them and the plot."""
     rows, columns = source.matrix.shape
     title = f"{source.words} ({rows} x {columns})"
-    tables = [("Relative error of the weight", *results.error_table(found))]
+    error = (
+        "Relative error of the layer's outputs" if found.arguments.get("weighted") else "Relative error of the weight"
+    )
+    tables = [(error, *results.error_table(found))]
     if "dense_accuracy" in found.facts:
         what = f"Accuracy on the test images; the layer was {found.facts['fine_tuning']}"
         tables.append((what, *results.accuracy_table(found)))
     text = f"# {title}\n"
     for caption, headings, cells in tables:
-        shown = Table(title=caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        console.print(Text(caption, style="bold"))  # a table's own title is no wider than the table
+        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, heading in enumerate(headings):
             shown.add_column(heading, justify="right" if index else "left", no_wrap=not index)
         for row in cells:
@@ -189,6 +194,7 @@ def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
     model("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the model and the fits")
     tune = parser.add_argument_group("fine-tuning of the replaced layer").add_argument
     tune("--finetune", action="store_true", help="train the replaced layer, everything else frozen")
+    tune("--weighted", action="store_true", help="weigh the error by the layer's inputs on the training images")
     tune("--data", default="digits", metavar="SOURCE", help="digits, a folder of Parquet files (its path, or its name "
          "below --data_dir or $WEFT_DATA) or a hub id; default digits")  # fmt: skip
     tune("--data_dir", metavar="FOLDER", help="where the folder of --data is")
@@ -203,6 +209,8 @@ def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in args.families if args.families != ["all"] else []:
         family(name)
+    if args.weighted and not args.finetune:
+        raise OptionError("--weighted needs the layer's inputs: give --finetune and --data too")
     for share in args.shares:
         if not 0 < share <= 1:
             raise OptionError(f"--shares must be in (0, 1] (stored numbers / dense numbers), got {share:g}")

@@ -83,12 +83,14 @@ class Bench:
         wrap: from a layer to the module that maps the inputs to scores.
         plain: the layer that is replaced.
         how: what is trained on what, in words.
+        split: whether the inputs are those of the layer, not of the model.
     """
 
     samples: dict[str, Samples]
     wrap: Callable[[nn.Module], nn.Module]
     plain: nn.Module
     how: str
+    split: bool
 
     def accuracy(self, module: nn.Module) -> float:
         """On the test images.
@@ -100,6 +102,26 @@ class Bench:
             share of right answers.
         """
         return evaluate(module, nn.CrossEntropyLoss(), *self.samples["test"], batch_size=_BATCH)[1]
+
+    def gram(self) -> Tensor:
+        """The second moments of the layer's inputs on the training images.
+
+        Returns:
+            (in, in).
+
+        Raises:
+            OptionError: the layer's inputs are not rows of its matrix, or are not known.
+        """
+        if not self.split or not isinstance(self.plain, nn.Linear):
+            raise OptionError(
+                "--weighted needs a linear layer whose inputs are stored: one at the end of the model, or followed by "
+                "the later parts of an nn.Sequential alone"
+            )
+        gram = torch.zeros(2 * (self.plain.in_features,), dtype=torch.float64)
+        for x in self.samples["train"][0].split(_BATCH):
+            rows = x.flatten(0, -2).double()
+            gram += rows.T @ rows
+        return (gram / len(self.samples["train"][0])).to(self.plain.weight.device)
 
     def replacement(self, member: Parametrization) -> Layer:
         """The layer with another weight and the same bias.
@@ -161,13 +183,13 @@ def bench(model: nn.Module, name: str, data: ImageData, folder: Path, progress: 
         after = " and ".join(dict.fromkeys(type(module).__name__ for module in rest)) or "nothing"
         how = f"trained on stored inputs of the layer; what follows it ({after}) is frozen"
         samples = {split: (features[split], splits[split][1]) for split in _SPLITS}
-        return Bench(samples, lambda new: Tuned(new, nn.Sequential(*rest), False), layer, how)
+        return Bench(samples, lambda new: Tuned(new, nn.Sequential(*rest), False), layer, how, split=True)
     how = "trained inside the whole model, everything else frozen, because the model cannot be split behind the layer"
 
     def inside(new: nn.Module) -> nn.Module:
         return Tuned(new, Normalised(data, copy_with(model, {layer: new})), True)
 
-    return Bench(splits, inside, layer, how)
+    return Bench(splits, inside, layer, how, split=False)
 
 
 def _watch(model: nn.Module, layer: nn.Module, images: Tensor) -> tuple[list[Any], Tensor]:
