@@ -194,6 +194,7 @@ def test_arguments_out_of_range_are_refused(matrix, capsys):
         r"smallest share that works is (0\.\d+)", refused(capsys, "w.npy", *QUICK[:2], "--shares", "0.01")
     )
     assert main(["approximate", "w.npy", *QUICK[:2], "--shares", least[1], "--out", "least"]) == 0
+    assert "--patience must be greater than 0" in refused(capsys, "w.npy", "--patience", "0")
     for arguments in (["--shares", "a"], ["--model_options", "[1]"]):
         assert main(["approximate", "w.npy", *arguments]) == 2
 

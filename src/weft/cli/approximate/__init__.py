@@ -209,6 +209,10 @@ def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in args.families if args.families != ["all"] else []:
         family(name)
+    for name in ("rounds", "patience", "max_epochs", "batch_size", "resize", "lr"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise OptionError(f"--{name} must be greater than 0, got {value}")
     if args.weighted and not args.finetune:
         raise OptionError("--weighted needs the layer's inputs: give --finetune and --data too")
     for share in args.shares:
