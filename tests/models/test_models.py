@@ -109,6 +109,7 @@ def test_perceptron_counts_are_the_published_ones(family, expected):
         (VGG, {"depth": 11, "widths": (4, 4, 8, 8)}),
         (VGG, {"depth": 13, "widths": (4, 4, 8, 8), "batch_norm": False}),
         (SmallCNN, {"widths": (4, 8, 8)}),
+        (SmallCNN, {"widths": (4, 8, 8), "hidden": 16}),
     ],
 )
 def test_any_image_channels_give_scores_and_gradients_everywhere(cls, arguments, family, in_channels):
@@ -149,6 +150,15 @@ def test_every_convolution_is_of_the_family_and_the_head_is_not():
         assert type(net.head) is nn.Linear
     classifier = VGG(11, parametrization="kronecker").classifier
     assert [type(m) for m in classifier if hasattr(m, "weight")] == [weft.Linear, weft.Linear, nn.Linear]
+
+
+def test_hidden_layer_sees_four_by_four_pixels_and_is_of_the_family():
+    net = SmallCNN((4, 8), hidden=12, in_channels=4, parametrization="kronecker", options={"n": 4})
+    assert [type(m) for m in net.head] == [weft.Linear, nn.ReLU, nn.Linear] and net.head[0].in_features == 8 * 16
+    x = torch.randn(2, 4, 16, 16)
+    maps = net.eval().features(x)  # 8 x 8 pixels after the pooling
+    means = maps.reshape(2, 8, 4, 2, 4, 2).mean((3, 5)).flatten(1)
+    assert torch.allclose(net(x), net.head(means), atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", [CifarResNet, ResNet, SmallCNN, VGG])

@@ -110,9 +110,12 @@ class MultiheadAttention(Composite):
         for name in ("bias_k", "bias_v"):
             empty = torch.empty((1, 1, embed_dim), device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(empty) if add_bias_kv else None)
-        self._num_sources = count_sources(self)
+        self._count_sources()
         with torch.no_grad():
             self._reset_biases()
+
+    def _count_sources(self) -> None:
+        self._num_sources = count_sources(self)
 
     def _reset_biases(self) -> None:
         for layer in self._layers().values():

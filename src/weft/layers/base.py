@@ -62,11 +62,13 @@ class Layer(nn.Module, abc.ABC):
             init: ``"default"``, ``"he"`` or ``"glorot"``.
             device: as in torch.
             dtype: as in torch.
-            options: of the family.
+            options: of the family; and ``target``, a weight in torch's layout that the layer will be fitted to, which
+                a choice of sizes within ``share`` may look at.
         """
         _check_choice("path", path, PATHS)
         _check_choice("init", init, INITS)
         options = {name: value for name, value in options.items() if value is not None}
+        target = options.pop("target", None)
         fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(template.weight)
         self._bias_bound = fan_in**-0.5 if fan_in else 0.0
         default = 1 / (3 * fan_in) if self._default_variance is None else self._default_variance
@@ -84,9 +86,14 @@ class Layer(nn.Module, abc.ABC):
                 raise OptionError(
                     f"{', '.join(sorted(taken))} follows from the geometry and init= of the layer; drop it"
                 )
+            if target is not None:
+                target = self._to_matrix(target)
+                if tuple(target.shape) != matrix_shape:
+                    raise SizeError(f"the weight to fit must have the shape {matrix_shape}, got {tuple(target.shape)}")
             parametrization = make(
                 parametrization,
                 matrix_shape,
+                target=target,
                 positions=positions,
                 variance=variance,
                 device=device,
@@ -277,6 +284,7 @@ class Layer(nn.Module, abc.ABC):
             path=path,
             device=weight.device,
             dtype=weight.dtype,
+            target=weight.detach(),
             **options,
         )
         layer.parametrization.fit_(layer._to_matrix(weight.detach()), gram)

@@ -159,21 +159,41 @@ class Composite(nn.Module, abc.ABC):
         if not taken:
             raise refusals[0]
         new.kept_dense = tuple(dict.fromkeys(str(refusal) for refusal in refusals))
+
+        def suited(member: Parametrization, target: Tensor) -> Parametrization:
+            """The member, or one whose sizes within the share suit what it will be fitted to."""
+            if isinstance(member, Stacked):
+                targets = target.split([part.shape[0] for part in member.parts()])
+                return Stacked([suited(part, t) for part, t in zip(member.parts(), targets, strict=True)])
+            if options.get("share") is None or member.family != family:
+                return member
+            return make_member(member.shape, variance=member.variance, target=target)
+
         with torch.no_grad():
             for name, places in new._plain_parameters().items():
-                new._take(places, plain.get(name))
+                new._take(places, plain.get(name), suited)
+        new._count_sources()
         return new.train(module.training)
+
+    def _count_sources(self) -> None:
+        """Note how many tensors the weights are made of, where a cache of the whole module wants to know."""
 
     #: Why some weights stayed dense when the module was converted.
     kept_dense: tuple[str, ...] = ()
 
-    def _take(self, places: list[tuple[str, str]], value: Tensor | None) -> None:
-        """Fit or copy a plain module's parameter."""
+    def _take(
+        self,
+        places: list[tuple[str, str]],
+        value: Tensor | None,
+        suited: Callable[[Parametrization, Tensor], Parametrization],
+    ) -> None:
+        """Fit or copy a plain module's parameter; ``suited`` may exchange a member for one of better sizes first."""
         if value is None:
             return
         for (child, name), part in zip(places, value.chunk(len(places)), strict=True):
             holder: Any = self._modules[child] if child else self
             if child and name == "weight":
+                holder.parametrization = suited(holder.parametrization, part.detach())
                 holder.parametrization.fit_(part)
                 for parameter in holder.parametrization.parameters():
                     parameter.requires_grad_(value.requires_grad)

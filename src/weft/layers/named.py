@@ -257,9 +257,11 @@ class _Structured(_Named, Linear):
         initial_bias: Tensor | None = None,
         **options: Any,
     ) -> None:
+        if initial_weight is not None:
+            options["target"] = initial_weight = torch.as_tensor(initial_weight).detach()
         super().__init__(in_features, out_features, bias, share=share, **options)
         if initial_weight is not None:
-            self.parametrization.fit_(torch.as_tensor(initial_weight))
+            self.parametrization.fit_(initial_weight)
         if initial_bias is not None:
             if self.bias is None or tuple(initial_bias.shape) != (out_features,):
                 raise SizeError(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import BudgetError, FitError, OptionError, SizeError
+from weft.parametrizations.memory import check_memory
 
 
 class Stage(NamedTuple):
@@ -63,6 +64,7 @@ class Parametrization(nn.Module, abc.ABC):
 
     shape: tuple[int, int]
     family: ClassVar[str] = ""  # the name in the registry
+    fit_copies: ClassVar[float] = 10.0  # matrices of the target's size that _fit holds at once, at its largest
 
     def __init__(self, shape: tuple[int, int], *, positions: int = 1, variance: float | None = None) -> None:
         super().__init__()
@@ -228,7 +230,8 @@ class Parametrization(nn.Module, abc.ABC):
 
         Raises:
             SizeError: wrong shapes.
-            FitError: values that are not finite, parameters on the meta device, or a family that cannot be fitted.
+            FitError: values that are not finite, parameters on the meta device, a family that cannot be fitted, or
+                more memory needed than is free.
         """
         if tuple(target.shape) != self.shape:
             raise SizeError(f"target of fit_ must have the shape (out, in) = {self.shape}, got {tuple(target.shape)}")
@@ -242,6 +245,7 @@ class Parametrization(nn.Module, abc.ABC):
         device = target.device if first is None else first.device
         work = torch.promote_types(target.dtype, torch.float32 if first is None else first.dtype)
         work = torch.promote_types(work, torch.float32)
+        check_memory(self.family, self.shape, self.fit_copies, device, work)
         target = target.detach().to(device, work)
         gram = None if gram is None else gram.detach().to(device, work)
         with torch.autocast(device.type, enabled=False):
@@ -268,6 +272,7 @@ class Parametrization(nn.Module, abc.ABC):
 
         Raises:
             BudgetError: ``share`` is outside (0, 1] or smaller than the smallest member; names the smallest share.
+            FitError: fitting to ``target`` would need more memory than is free.
 
         Example:
             >>> from weft.parametrizations import LowRank
@@ -280,7 +285,9 @@ class Parametrization(nn.Module, abc.ABC):
         if target is None or target.is_meta or not torch.isfinite(target).all():  # which fit_ refuses
             sized = cls._sized(shape, budget, positions, options)
         else:
-            working = target.detach().to(torch.promote_types(target.dtype, torch.float32))
+            work = torch.promote_types(target.dtype, torch.float32)
+            check_memory(cls.family, (shape[0], shape[1]), cls.fit_copies, target.device, work)
+            working = target.detach().to(work)
             sized = cls._sized_for(working, budget, positions, options)
         return cls(shape, **{**options, **sized})
 

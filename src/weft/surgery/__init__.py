@@ -1,6 +1,8 @@
 """Whole models: convert, approximate, fold, verify, summarise. Knows layers, no family."""
 
 from weft.surgery.approximate import approximate
+from weft.surgery.compare import Trial
+from weft.surgery.compare import compare
 from weft.surgery.convert import ConversionReport
 from weft.surgery.convert import Converted
 from weft.surgery.convert import convert
@@ -18,9 +20,11 @@ __all__ = [
     "Converted",
     "Row",
     "Summary",
+    "Trial",
     "Verification",
     "algebra_penalty",
     "approximate",
+    "compare",
     "convert",
     "fold",
     "parameter_groups",

@@ -48,8 +48,21 @@ _REPLACEMENTS: dict[type[nn.Module], type[Layer | Composite]] = {
     nn.MultiheadAttention: MultiheadAttention,
     NonDynamicallyQuantizableLinear: Linear,
 }
+
 _CANDIDATES = tuple(_REPLACEMENTS)
 _READS_WEIGHT = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def layer_class(module: nn.Module) -> type[Layer | Composite] | None:
+    """The class of Weft that takes the place of a plain module.
+
+    Args:
+        module: any module.
+
+    Returns:
+        the class; None where there is none, as for subclasses, which may compute something else.
+    """
+    return _REPLACEMENTS.get(type(module))
 
 
 @dataclass(frozen=True)
