@@ -199,6 +199,7 @@ def test_state_dict_has_the_documented_keys_only():
         "kronecker_rank5": {"block_mix", "output_mix", "input_mix", "blocks"},
         "quaternion_rotation": {"quaternions", "scale"},
         "sss": {"diagonal", *(f"{way}_{part}" for way in ("lower", "upper") for part in ("input", "output", "state"))},
+        "ldr": {"row_operator", "column_operator", "left", "right"},
         "hodlr": {"left", "right", "siblings"},
         "monarch": {"left", "right"},
         "butterfly": {"factors"},
