@@ -75,17 +75,25 @@ UNEVEN_HIERARCHY = Case(
     lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
     shapes=((10, 15), (15, 10), (9, 9)),
 )
+
+
+class QuickLDR(LDR):
+    """Fitted in few steps of descent, for tests of other things than how near it comes."""
+
+    _descent = 24
+
+
+class SteppedLDR(QuickLDR):
+    """Goes the ways of large matrices: stretches of operators, and Horner's rule on the matrix."""
+
+    _whole, _few = 4, 1
+
+
 LOW_DISPLACEMENT = Case(
     "ldr",
-    lambda shape, **common: LDR(shape, rank=1, **common),
+    lambda shape, **common: QuickLDR(shape, rank=1, **common),
     lambda p: oracles.low_displacement_rank(p.row_operator, p.column_operator, p.left, p.right),
 )
-
-
-class SteppedLDR(LDR):
-    """Goes the ways of large matrices: stretches of operators, Horner's rule on the matrix, few steps of descent."""
-
-    _whole, _few, _descent = 4, 1, 16
 
 
 STEPPED_DISPLACEMENT = Case(

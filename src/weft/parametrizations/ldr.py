@@ -32,8 +32,8 @@ class LDR(Parametrization):
 
     With shifts for A and B these are sums of products of Toeplitz matrices; with diagonal ones, Cauchy- and
     Vandermonde-like matrices; with zeros, low rank. All but the last have full rank in a few numbers per feature, and
-    here the structure itself is learned. Choose it where numbers are dear: once some tens of features wide, it is nearer to
-    most matrices than ``low_rank`` with as many numbers. It is not fast: in training the powers cost more than a dense
+    here the structure itself is learned. Choose it where numbers are dear: from a rank of a few on it is nearer to most
+    matrices than ``low_rank`` with as many numbers. It is not fast: in training the powers cost more than a dense
     layer. In evaluation the weight is built once and kept, and the layer is as fast as a dense one.
 
     Args:
@@ -50,8 +50,8 @@ class LDR(Parametrization):
     Parameters stored:
         left (O, R): G; right (I, R): H; both take weight decay. row_operator (3, O): A, the entries of row i at the
         columns i - 1, i and i + 1, which go around; column_operator (3, I): B likewise. The operators take none, which
-        would shrink A^j more and more, and three tenths of the learning rate: their change is felt in all q powers. (With
-        Adam at 1e-2, a layer of 1024 first gets ten times worse at the full rate, and not at this one.)
+        would shrink A^j more and more, and three tenths of the learning rate: their change is felt in all powers. (With
+        Adam at 1e-2, the loss of a layer of 1024 first grows tenfold at the full rate, and not at this one.)
 
     Initial law:
         A and B are shifts of which one changes the sign of what goes around: orthogonal, so no power grows or vanishes.

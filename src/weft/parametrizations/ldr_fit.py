@@ -164,11 +164,10 @@ def fit(member: LDR, target: Tensor, gram: Tensor | None, most: int) -> None:
         member.left.zero_()
         return
     shifted = min((structured(target, member.rank, hankel) for hankel in (False, True)), key=start)
-    starts = [shifted, *nearly_low_rank(target, member.rank)]
     steps = min(most, 2 * member.num_parameters, max(8, _DESCENT // (12 * member.build_cost())))
-    if start(starts[0]) > 10 * torch.finfo(target.dtype).eps:
+    if start(shifted) > 10 * torch.finfo(target.dtype).eps:
         found = []
-        for values in starts:
+        for values in (shifted, *nearly_low_rank(target, member.rank)):
             start(values)
             error = refine(work, target, steps=steps // 8)
             found.append((error, [parameter.clone() for parameter in parameters]))
