@@ -2,6 +2,7 @@
 
 from weft.parametrizations import (
     HODLR,
+    LDR,
     PSM,
     Butterfly,
     Dense,
@@ -75,6 +76,33 @@ UNEVEN_HIERARCHY = Case(
     lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
     shapes=((10, 15), (15, 10), (9, 9)),
 )
+
+
+class QuickLDR(LDR):
+    """Fitted in few steps of descent, for tests of other things than how near it comes."""
+
+    _descent = 24
+
+
+class SteppedLDR(QuickLDR):
+    """Goes the ways of large matrices: stretches of operators, and Horner's rule on the matrix."""
+
+    _whole, _few = 4, 1
+
+
+LOW_DISPLACEMENT = Case(
+    "ldr",
+    lambda shape, **common: QuickLDR(shape, rank=1, **common),
+    lambda p: oracles.low_displacement_rank(p.row_operator, p.column_operator, p.left, p.right),
+)
+
+
+STEPPED_DISPLACEMENT = Case(
+    "ldr_in_steps",
+    lambda shape, **common: SteppedLDR(shape, rank=2, **common),
+    LOW_DISPLACEMENT.dense,
+    shapes=((10, 37), (37, 10), (33, 33)),
+)
 MONARCH = Case(
     "monarch",
     lambda shape, **common: Monarch(shape, blocks=4, **common),
@@ -132,7 +160,7 @@ TOEPLITZ_ODD = Case(
 )
 CASES = (
     *(DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION),
-    *(SSS, SSS_UNEVEN, HIERARCHY, UNEVEN_HIERARCHY),
+    *(SSS, SSS_UNEVEN, LOW_DISPLACEMENT, STEPPED_DISPLACEMENT, HIERARCHY, UNEVEN_HIERARCHY),
     *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
     *(TOEPLITZ, TOEPLITZ_ODD),
 )

@@ -21,6 +21,7 @@ from weft.layers import ConvTranspose3d
 from weft.layers import Embedding
 from weft.layers import GRU
 from weft.layers import HODLRLinear
+from weft.layers import LDRLinear
 from weft.layers import LRLinear
 from weft.layers import LSTM
 from weft.layers import Linear
@@ -70,6 +71,7 @@ __all__ = [
     "ConvTranspose3d",
     "Embedding",
     "HODLRLinear",
+    "LDRLinear",
     "LRLinear",
     "Linear",
     "MonarchLinear",

@@ -14,6 +14,7 @@ from weft.layers.embedding import Embedding
 from weft.layers.gate import ResidualGate
 from weft.layers.linear import Linear
 from weft.layers.named import HODLRLinear
+from weft.layers.named import LDRLinear
 from weft.layers.named import LRLinear
 from weft.layers.named import PHConv1d
 from weft.layers.named import PHConv2d
@@ -50,6 +51,7 @@ __all__ = [
     "ConvTranspose3d",
     "Embedding",
     "HODLRLinear",
+    "LDRLinear",
     "LRLinear",
     "Layer",
     "Linear",

@@ -310,6 +310,19 @@ class SSSLinear(_Structured):
     _family = "sss"
 
 
+class LDRLinear(_Structured):
+    """``Linear`` with a matrix of low displacement rank, sized by a share, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``, and ``rank`` of the family ``ldr``. Training it costs more than a dense layer.
+
+    Example:
+        >>> LDRLinear(100, 100, rank=2).parametrization.num_parameters
+        1000
+    """
+
+    _family = "ldr"
+
+
 class HODLRLinear(_Structured):
     """``Linear`` whose weight is dense on the diagonal and of low rank off it, at every scale; as ``LRLinear``.
 

@@ -13,6 +13,7 @@ from weft.parametrizations.butterfly import Butterfly
 from weft.parametrizations.dense import Dense
 from weft.parametrizations.hodlr import HODLR
 from weft.parametrizations.kronecker import Kronecker
+from weft.parametrizations.ldr import LDR
 from weft.parametrizations.low_rank import LowRank
 from weft.parametrizations.monarch import Monarch
 from weft.parametrizations.psm import PSM
@@ -30,6 +31,7 @@ from weft.parametrizations.toeplitz_like import ToeplitzLike
 
 __all__ = [
     "HODLR",
+    "LDR",
     "PSM",
     "Butterfly",
     "Dense",

@@ -84,6 +84,35 @@ def butterfly(factors: Tensor, levels: int, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(matrix[: shape[0], : shape[1]].copy())
 
 
+def low_displacement_rank(row_operator: Tensor, column_operator: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """sum_i K(A, g_i) K(B^T, h_i)^T, the Krylov matrices built column by column from whole operators.
+
+    Args:
+        row_operator: (3, O), entries of A at the columns i - 1, i and i + 1 of row i, that go around and add up.
+        column_operator: (3, I), of B.
+        left: (O, R), the vectors g.
+        right: (I, R), the vectors h.
+
+    Returns:
+        (O, I), in double precision; min(O, I) columns of every Krylov matrix.
+    """
+
+    def whole(bands: Any) -> Any:
+        side = bands.shape[1]
+        matrix = np.zeros((side, side))
+        for i, offset in itertools.product(range(side), (-1, 0, 1)):
+            matrix[i, (i + offset) % side] += bands[offset + 1, i]
+        return matrix
+
+    a, b = whole(_numpy(row_operator)), whole(_numpy(column_operator))
+    total = np.zeros((len(a), len(b)))
+    for g, h in zip(_numpy(left).T, _numpy(right).T, strict=True):
+        for _ in range(min(total.shape)):
+            total += np.outer(g, h)
+            g, h = a @ g, b.T @ h
+    return torch.from_numpy(total)
+
+
 def sparse_product(
     values: Tensor, rows: Tensor, columns: Tensor, counts: Sequence[int], shape: tuple[int, int]
 ) -> Tensor:
