@@ -1,10 +1,12 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
 from weft.parametrizations import (
+    HEDLR,
     HODLR,
     PSM,
     Butterfly,
     Dense,
+    HMat,
     Kronecker,
     LowRank,
     Monarch,
@@ -75,6 +77,25 @@ UNEVEN_HIERARCHY = Case(
     lambda p: oracles.hodlr_matrix(p.left, p.right, p.shape, p.depth, p.rank, p.positions),
     shapes=((10, 15), (15, 10), (9, 9)),
 )
+GRID = Case("hedlr", lambda shape, **common: HEDLR(shape, numbers=64, depth=3, **common), oracles.hedlr_matrix)
+UNEVEN_GRID = Case(
+    "hedlr_uneven",
+    lambda shape, **common: HEDLR(shape, numbers=45, depth=3, **common),
+    oracles.hedlr_matrix,
+    shapes=((10, 13), (13, 9), (7, 7)),
+)
+BLOCKS = Case(
+    "hmat",
+    lambda shape, **common: HMat(shape, numbers=160, min_block=1, **common),
+    oracles.hmat_matrix,
+    shapes=((16, 24), (24, 16), (16, 16)),
+)
+UNEVEN_BLOCKS = Case(
+    "hmat_uneven",
+    lambda shape, **common: HMat(shape, numbers=130, min_block=1, eta=0.7, **common),
+    oracles.hmat_matrix,
+    shapes=((18, 13), (13, 21), (17, 17)),
+)
 MONARCH = Case(
     "monarch",
     lambda shape, **common: Monarch(shape, blocks=4, **common),
@@ -133,6 +154,7 @@ TOEPLITZ_ODD = Case(
 CASES = (
     *(DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION),
     *(SSS, SSS_UNEVEN, HIERARCHY, UNEVEN_HIERARCHY),
+    *(GRID, UNEVEN_GRID, BLOCKS, UNEVEN_BLOCKS),
     *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
     *(TOEPLITZ, TOEPLITZ_ODD),
 )

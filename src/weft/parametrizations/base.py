@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from weft.errors import BudgetError, FitError, OptionError, SizeError
 from weft.parametrizations.memory import check_memory
+from weft.parametrizations.partition import Block
 
 
 class Stage(NamedTuple):
@@ -194,6 +195,14 @@ class Parametrization(nn.Module, abc.ABC):
 
         Returns:
             (n, n, n), differentiable; None where there are none, or where they are fixed.
+        """
+        return None
+
+    def partition(self) -> list[Block] | None:
+        """The blocks that tile the matrix, which a picture may want.
+
+        Returns:
+            where each lies, its rank, and whether it is stored dense; None where the matrix has no blocks.
         """
         return None
 
