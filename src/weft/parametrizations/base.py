@@ -290,7 +290,7 @@ class Parametrization(nn.Module, abc.ABC):
         """
         if not 0 < share <= 1:
             raise BudgetError(f"share must be in (0, 1] (stored numbers / dense numbers), got {share}")
-        budget, positions = int(share * shape[0] * shape[1]), options.get("positions", 1)
+        budget, positions = int(share * math.prod(shape)), options.get("positions", 1)
         if target is None or target.is_meta or not torch.isfinite(target).all():  # which fit_ refuses
             sized = cls._sized(shape, budget, positions, options)
         else:

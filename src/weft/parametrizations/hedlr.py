@@ -4,7 +4,7 @@
         [ U_21 V_21   U_22 V_22   ... ]
         [ ...                         ]
 
-Letters: O, I = rows and columns of W; B = rows of the input; T = stored numbers; A, C, r = rows, columns and rank of one
+Letters: O, I = rows and columns of W; B = rows of the input; T = stored numbers; A, C, r = rows, columns and rank of a
 block.
 """
 
@@ -54,8 +54,8 @@ class HEDLR(Hierarchical):
         variance 1/(3 C), U with 3 C/r times the wanted one, which blocks of rank 0 raise in the others.
 
     Cost:
-        T numbers; about T multiply-adds per row, up to 1.3 T where ranks differ, since panels of blocks are filled up to
-        equal widths. Two batches of products.
+        T numbers; about T multiply-adds per row, up to 1.3 T where ranks differ, since panels of blocks are filled up
+        to equal widths. Two batches of products.
 
     Raises:
         OptionError: ``numbers`` is missing, or ``numbers`` or ``depth`` out of range.

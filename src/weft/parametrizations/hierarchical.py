@@ -2,8 +2,8 @@
 
     W[rows of a block, columns of a block] = U V,       U (A, r), V (r, C)
 
-Letters: O, I = rows and columns of W; B = rows of the input; T = stored numbers; N = blocks; A, C, r = rows, columns and
-rank of one.
+Letters: O, I = rows and columns of W; B = rows of the input; T = stored numbers; N = blocks; A, C, r = rows, columns
+and rank of one.
 """
 
 from __future__ import annotations

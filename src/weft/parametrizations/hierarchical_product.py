@@ -7,9 +7,9 @@ of one block row the columns of another, so that with x cut into the columns of 
     y = U s'         one product per block row          U (P, A, S)
 
 where s' holds for every u the number of its v; for a column of a dense block, the entry of x itself. All vectors are
-stored in the order of the panels and without padding. The panels of a level are as wide as the widest: the others end in
-whatever is stored next, whose products nobody reads. Where blocks of a level differ in size (by one), everything runs
-on blocks filled up with zeros.
+stored in the order of the panels and without padding. The panels of a level are as wide as the widest: the others end
+in whatever is stored next, whose products nobody reads. Where blocks of a level differ in size (by one), everything
+runs on blocks filled up with zeros.
 
 Letters: O, I = rows and columns of W; P = 2^level, panels of a level; A, C = rows and columns of a panel's blocks;
 R, S = widths of panels; B = columns of x; n = leaves of a level.

@@ -67,8 +67,8 @@ def best_ranks(sizes: Integers, squares: list[Floats], budget: int, tolerance: f
     """The ranks that leave least of a matrix: whatever lowers the squared error most per number comes first.
 
     One more singular value of a block gains its square for A + C numbers; after the largest rank, storing the block
-    dense gains all that are left for the numbers still missing. All these steps are sorted once. What does not fit into the
-    rest of the budget is left out, and the rest spent on what does.
+    dense gains all that are left for the numbers still missing. All these steps are sorted once. What does not fit into
+    the rest of the budget is left out, and the rest spent on what does.
 
     Args:
         sizes: (n, 2), rows and columns.
@@ -81,7 +81,7 @@ def best_ranks(sizes: Integers, squares: list[Floats], budget: int, tolerance: f
 
     Source:
         Kissel and Diepold 2023, Structured Matrices and Their Application in Neural Networks: A Survey,
-        https://doi.org/10.1007/s00354-023-00226-1, where singular values are given out one by one and no block is dense.
+        https://doi.org/10.1007/s00354-023-00226-1; there singular values are given out one by one, no block is dense.
     """
     steps, first = [], 0
     for values in squares:

@@ -2,7 +2,7 @@
 
     W = U_b V_b in every block b of a tree that is split until  max(rows, columns) <= 2 eta distance(rows, columns)
 
-Letters: O, I = rows and columns of W; B = rows of the input; T = stored numbers; A, C, r = rows, columns and rank of one
+Letters: O, I = rows and columns of W; B = rows of the input; T = stored numbers; A, C, r = rows, columns and rank of a
 block.
 """
 
@@ -46,8 +46,8 @@ class HMat(Hierarchical):
         dense(): (O, I)          linear(x): (..., I) -> (..., O)
 
     Parameters stored:
-        values (T), level by level: the rows of all V by block column, then the columns of all U, or of the dense blocks,
-        by block row, nothing padded; takes weight decay. Less than the next step of a rank would take lies idle.
+        values (T), level by level: the rows of all V by block column, then the columns of all U, or of the dense
+        blocks, by block row, nothing padded; takes weight decay. Less than the next step of a rank takes lies idle.
         Buffer: ranks, one integer per block, min(A, C) where it is dense. ``fit_`` changes the ranks, and a state
         carries them.
 

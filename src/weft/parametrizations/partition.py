@@ -97,8 +97,8 @@ def admissible_tree(shape: tuple[int, int], positions: int, min_block: int, eta:
     """The tree in which blocks are split until they are far from the diagonal, or small.
 
     A block is far, "admissible", if max(rows, columns) <= 2 eta distance, where the distance is the gap between its
-    rows and its columns, 0 if they touch. Rows and columns are measured in parts of the whole side, so that the diagonal
-    of a rectangular matrix goes from corner to corner.
+    rows and its columns, 0 if they touch. Rows and columns are measured in parts of the whole side, so that the
+    diagonal of a rectangular matrix goes from corner to corner.
 
     Args:
         shape: (out, in) of the matrix.
