@@ -1,11 +1,13 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
 from weft.parametrizations import (
+    HEDLR,
     HODLR,
     LDR,
     PSM,
     Butterfly,
     Dense,
+    HMat,
     Kronecker,
     LowRank,
     Monarch,
@@ -103,6 +105,25 @@ STEPPED_DISPLACEMENT = Case(
     LOW_DISPLACEMENT.dense,
     shapes=((10, 37), (37, 10), (33, 33)),
 )
+GRID = Case("hedlr", lambda shape, **common: HEDLR(shape, numbers=64, depth=3, **common), oracles.hedlr_matrix)
+UNEVEN_GRID = Case(
+    "hedlr_uneven",
+    lambda shape, **common: HEDLR(shape, numbers=45, depth=3, **common),
+    oracles.hedlr_matrix,
+    shapes=((10, 13), (13, 9), (7, 7)),
+)
+BLOCKS = Case(
+    "hmat",
+    lambda shape, **common: HMat(shape, numbers=160, min_block=1, **common),
+    oracles.hmat_matrix,
+    shapes=((16, 24), (24, 16), (16, 16)),
+)
+UNEVEN_BLOCKS = Case(
+    "hmat_uneven",
+    lambda shape, **common: HMat(shape, numbers=130, min_block=1, eta=0.7, **common),
+    oracles.hmat_matrix,
+    shapes=((18, 13), (13, 21), (17, 17)),
+)
 MONARCH = Case(
     "monarch",
     lambda shape, **common: Monarch(shape, blocks=4, **common),
@@ -161,6 +182,7 @@ TOEPLITZ_ODD = Case(
 CASES = (
     *(DENSE, LOW_RANK, PHM, COMPLEX, QUATERNION, RANK, ROTATION),
     *(SSS, SSS_UNEVEN, LOW_DISPLACEMENT, STEPPED_DISPLACEMENT, HIERARCHY, UNEVEN_HIERARCHY),
+    *(GRID, UNEVEN_GRID, BLOCKS, UNEVEN_BLOCKS),
     *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
     *(TOEPLITZ, TOEPLITZ_ODD),
 )

@@ -78,7 +78,7 @@ FAULTS = [
     Fault(BASE, "if not torch.isfinite(target).all() or ", "if ", "NaN targets are fitted"),
     Fault(BASE, "torch.autocast(device.type, enabled=False)", "torch.no_grad()", "fits in bf16 under autocast"),
     Fault(BASE, "if not 0 < share <= 1:", "if not 0 < share:", "a share above 1"),
-    Fault(BASE, "int(share * shape[0] * shape[1])", "round(share * shape[0] * shape[1] + 0.5)", "budget rounded up"),
+    Fault(BASE, "int(share * math.prod(shape))", "round(share * math.prod(shape) + 0.5)", "budget rounded up"),
     Fault(
         "parametrizations/dense.py", "self.weight.copy_(target)", "self.weight.data = target", "fit aliases its target"
     ),

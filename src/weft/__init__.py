@@ -20,6 +20,8 @@ from weft.layers import ConvTranspose2d
 from weft.layers import ConvTranspose3d
 from weft.layers import Embedding
 from weft.layers import GRU
+from weft.layers import HEDLRLinear
+from weft.layers import HMatLinear
 from weft.layers import HODLRLinear
 from weft.layers import LDRLinear
 from weft.layers import LRLinear
@@ -49,6 +51,7 @@ from weft.layers import TLLinear
 from weft.layers import clear_cache
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
+from weft.plots import plot_partition
 from weft.surgery import algebra_penalty
 from weft.surgery import approximate
 from weft.surgery import convert
@@ -70,6 +73,8 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "HEDLRLinear",
+    "HMatLinear",
     "HODLRLinear",
     "LDRLinear",
     "LRLinear",
@@ -104,6 +109,7 @@ __all__ = [
     "fold",
     "parameter_groups",
     "parametrizations",
+    "plot_partition",
     "quaternion",
     "summary",
     "verify",

@@ -201,6 +201,8 @@ def test_state_dict_has_the_documented_keys_only():
         "sss": {"diagonal", *(f"{way}_{part}" for way in ("lower", "upper") for part in ("input", "output", "state"))},
         "hodlr": {"left", "right", "sources"},
         "ldr": {"row_operator", "column_operator", "left", "right"},
+        "hedlr": {"values", "ranks"},
+        "hmat": {"values", "ranks"},
         "monarch": {"left", "right"},
         "butterfly": {"factors"},
         "toeplitz_like": {"left", "right"},

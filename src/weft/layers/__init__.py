@@ -13,6 +13,8 @@ from weft.layers.conv import ConvTranspose3d
 from weft.layers.embedding import Embedding
 from weft.layers.gate import ResidualGate
 from weft.layers.linear import Linear
+from weft.layers.named import HEDLRLinear
+from weft.layers.named import HMatLinear
 from weft.layers.named import HODLRLinear
 from weft.layers.named import LDRLinear
 from weft.layers.named import LRLinear
@@ -50,6 +52,8 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "HEDLRLinear",
+    "HMatLinear",
     "HODLRLinear",
     "LDRLinear",
     "LRLinear",

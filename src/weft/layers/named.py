@@ -336,6 +336,30 @@ class HODLRLinear(_Structured):
     _family = "hodlr"
 
 
+class HEDLRLinear(_Structured):
+    """``Linear`` with a grid of blocks, each of a low rank of its own; as ``LRLinear``, with ``numbers`` and ``depth``.
+
+    Example:
+        >>> HEDLRLinear(512, 512, share=0.1).parametrization.blocks
+        64
+    """
+
+    _family = "hedlr"
+
+
+class HMatLinear(_Structured):
+    """``Linear`` with an H-matrix, sized by a share, optionally fitted to a given weight.
+
+    Takes the arguments of ``LRLinear``, and ``numbers``, ``min_block`` and ``eta`` of the family ``hmat``.
+
+    Example:
+        >>> HMatLinear(512, 512, share=0.1, min_block=16).parametrization.blocks
+        112
+    """
+
+    _family = "hmat"
+
+
 class MonarchLinear(_Structured):
     """``Linear`` with a Monarch matrix, sized by a share or by blocks, optionally fitted to a given weight.
 

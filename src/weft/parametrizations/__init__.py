@@ -11,12 +11,15 @@ from weft.parametrizations.base import Stage
 from weft.parametrizations.base import StageShape
 from weft.parametrizations.butterfly import Butterfly
 from weft.parametrizations.dense import Dense
+from weft.parametrizations.hedlr import HEDLR
+from weft.parametrizations.hmat import HMat
 from weft.parametrizations.hodlr import HODLR
 from weft.parametrizations.kronecker import Kronecker
 from weft.parametrizations.ldr import LDR
 from weft.parametrizations.low_rank import LowRank
 from weft.parametrizations.monarch import Monarch
 from weft.parametrizations.psm import PSM
+from weft.parametrizations.partition import Block
 from weft.parametrizations.rotation import QuaternionRotation
 from weft.parametrizations.registry import Family
 from weft.parametrizations.registry import check_options
@@ -30,12 +33,15 @@ from weft.parametrizations.stacked import Stacked
 from weft.parametrizations.toeplitz_like import ToeplitzLike
 
 __all__ = [
+    "HEDLR",
     "HODLR",
     "LDR",
     "PSM",
+    "Block",
     "Butterfly",
     "Dense",
     "Family",
+    "HMat",
     "Kronecker",
     "LowRank",
     "Monarch",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from weft.errors import BudgetError, FitError, OptionError, SizeError
 from weft.parametrizations.memory import check_memory
+from weft.parametrizations.partition import Block
 
 
 class Stage(NamedTuple):
@@ -197,6 +198,14 @@ class Parametrization(nn.Module, abc.ABC):
         """
         return None
 
+    def partition(self) -> list[Block] | None:
+        """The blocks that tile the matrix, which a picture may want.
+
+        Returns:
+            where each lies, its rank, and whether it is stored dense; None where the matrix has no blocks.
+        """
+        return None
+
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         """Become the nearest member. Arguments are checked: finite, on the right device, at least fp32."""
         raise FitError(
@@ -281,7 +290,7 @@ class Parametrization(nn.Module, abc.ABC):
         """
         if not 0 < share <= 1:
             raise BudgetError(f"share must be in (0, 1] (stored numbers / dense numbers), got {share}")
-        budget, positions = int(share * shape[0] * shape[1]), options.get("positions", 1)
+        budget, positions = int(share * math.prod(shape)), options.get("positions", 1)
         if target is None or target.is_meta or not torch.isfinite(target).all():  # which fit_ refuses
             sized = cls._sized(shape, budget, positions, options)
         else:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization, too_small
 from weft.parametrizations.low_rank import nearest_low_rank
+from weft.parametrizations.partition import Block
 from weft.parametrizations.parts import part_sizes
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
@@ -250,6 +251,11 @@ class HODLR(Parametrization):
 
     def build_cost(self) -> int:
         return 0 if self.depth == 1 else (self.rank + 1) * math.prod(self.shape)
+
+    def partition(self) -> list[Block]:
+        rows, columns = self._spans()
+        dense = [Block(a, c, min(a.stop - a.start, c.stop - c.start), True) for a, c in zip(rows, columns, strict=True)]
+        return [Block(a, c, self.rank, False) for _, a, c in _far_blocks(rows, columns)] + dense
 
     # ------------------------------------------------------------------ fit
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,81 @@ def sum_of_outer_products(*factors: Tensor) -> Tensor:
     """
     columns = zip(*(_numpy(factor).T for factor in factors), strict=True)
     return torch.from_numpy(np.sum([np.multiply.outer(np.multiply.outer(a, b), c) for a, b, c in columns], axis=0))
+
+
+def hedlr_matrix(member: Any) -> Tensor:
+    """A grid of blocks, by recursion over a tree of which everything is split.
+
+    Args:
+        member: with ``values``, ``ranks``, ``shape``, ``positions`` and ``depth`` of the family ``hedlr``.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    return _hierarchical_matrix(member, lambda level, *_: level == member.depth - 1)
+
+
+def hmat_matrix(member: Any) -> Tensor:
+    """An H-matrix, by recursion over a tree that ends where blocks are far from the diagonal or small.
+
+    Args:
+        member: with ``values``, ``ranks``, ``shape``, ``positions``, ``min_block`` and ``eta`` of the family ``hmat``.
+
+    Returns:
+        (O, I), in double precision.
+    """
+    height, width = member.shape[0], member.shape[1] // member.positions
+
+    def ends(_: int, rows: range, columns: range) -> bool:
+        a, b, c, d = (
+            Fraction(end, total) for r, total in ((rows, height), (columns, width)) for end in (r.start, r.stop)
+        )
+        distance = max(a - d, c - b, Fraction(0))
+        far = max(b - a, d - c) <= 2 * Fraction(member.eta) * distance
+        return far or min(len(rows), len(columns)) <= 2 * member.min_block
+
+    return _hierarchical_matrix(member, ends)
+
+
+def _hierarchical_matrix(member: Any, ends: Callable[[int, range, range], bool]) -> Tensor:
+    """Blocks in the order in which they are stored, level by level.
+
+    First the V from left to right, then from top to bottom the U of every row of blocks and its dense blocks.
+    """
+    matrix, positions = np.zeros(member.shape), member.positions
+    levels: dict[int, list[tuple[range, range]]] = {}
+
+    def split(level: int, rows: range, columns: range) -> None:
+        if ends(level, rows, columns):
+            levels.setdefault(level, []).append((rows, columns))
+            return
+        r, c = len(rows) // 2, len(columns) // 2
+        for part in (rows[:r], rows[r:]):
+            for other in (columns[:c], columns[c:]):
+                split(level + 1, part, other)
+
+    split(0, range(member.shape[0]), range(member.shape[1] // positions))
+    values, ranks = _numpy(member.values).tolist(), member.ranks.tolist()
+    for _, blocks in sorted(levels.items()):
+        blocks.sort(key=lambda block: (block[0].start, block[1].start))
+        shapes = [(len(r), len(c) * positions) for r, c in blocks]
+        here, ranks = ranks[: len(blocks)], ranks[len(blocks) :]
+        low = [rank * (a + c) <= a * c for rank, (a, c) in zip(here, shapes, strict=True)]
+        factors: list[list[Any]] = [[None, None] for _ in blocks]
+
+        def taken(rows: int, columns: int) -> Any:
+            numbers, values[: rows * columns] = values[: rows * columns], []
+            return np.array(numbers).reshape(rows, columns)
+
+        for b in sorted(range(len(blocks)), key=lambda b: blocks[b][1].start):
+            if low[b]:
+                factors[b][1] = taken(here[b], shapes[b][1])
+        for b in sorted(range(len(blocks)), key=lambda b: (blocks[b][0].start, not low[b])):
+            factors[b][0] = taken(here[b] if low[b] else shapes[b][1], shapes[b][0]).T
+        for (rows, columns), (left, right) in zip(blocks, factors, strict=True):
+            whole = left if right is None else left @ right
+            matrix[rows.start : rows.stop, columns.start * positions : columns.stop * positions] = whole
+    return torch.from_numpy(matrix)
 
 
 def semiseparable_matrix(member: Any) -> Tensor:
