@@ -13,18 +13,29 @@ import math
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from weft.errors import OptionError
 from weft.modes import is_autocast, is_plain, is_recording
 from weft.parametrizations.base import Parametrization, too_small
-from weft.parametrizations.psm_fit import hierarchical_factors
+from weft.parametrizations.psm_fit import best_start, found, rounds, sparse_factors
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
 from weft.parametrizations.sparse_product import sparse_product
 
-_LAST_SHARES = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1, 0.9)
+
+def _counts(nonzeros: int, factors: int, last_share: float | None) -> list[int]:
+    """Numbers of every factor, linear in its place; about as many for all where no share of the last is given."""
+    last = round((1 / factors if last_share is None else last_share) * nonzeros)
+    first = 2 * nonzeros / factors - last
+    step = (last - first) / (factors - 1)
+    counts = [round(first + step * j) for j in range(factors - 1)]
+    counts[0] += nonzeros - last - sum(counts)
+    if min(*counts, last) < 1:
+        raise OptionError(f"last_share={last_share} leaves no numbers for some of the {factors} factors; change it")
+    return [*counts, last]
 
 
 class PSM(Parametrization):
@@ -101,10 +112,7 @@ class PSM(Parametrization):
         width = max(self.shape)
         edges = [self.shape[0], *[width] * (self.factors - 1), self.shape[1]]
         self.sides = list(itertools.pairwise(edges))
-        counts = self._counts(1 / self.factors if last_share is None else last_share)
-        if counts is None:
-            raise OptionError(f"last_share={last_share} leaves no numbers for some of the {factors} factors; change it")
-        self.counts = counts
+        self.counts = _counts(self.nonzeros, self.factors, last_share)
         self.values = nn.Parameter(torch.empty(self.nonzeros, device=device, dtype=dtype))
         self.register_buffer("starts", torch.empty(sum(edges[:-1]) + self.factors, dtype=torch.int32, device=device))
         self.register_buffer("row_index", torch.empty(self.nonzeros, dtype=torch.int32, device=device))
@@ -114,15 +122,6 @@ class PSM(Parametrization):
     starts: Tensor
     row_index: Tensor
     column_index: Tensor
-
-    def _counts(self, last_share: float) -> list[int] | None:
-        """Numbers of every factor, linear in its place; None where one would get none."""
-        last = round(last_share * self.nonzeros)
-        first = 2 * self.nonzeros / self.factors - last
-        step = (last - first) / (self.factors - 1)
-        counts = [round(first + step * j) for j in range(self.factors - 1)]
-        counts[0] += self.nonzeros - last - sum(counts)
-        return [*counts, last] if min(*counts, last) >= 1 else None
 
     def _set_pattern(self, places: list[Tensor]) -> None:
         """Take over the positions (row * columns + column, rising) of every factor."""
@@ -140,9 +139,10 @@ class PSM(Parametrization):
 
     def _spread(self) -> None:
         """Take the pattern of the start."""
-        counts = self._counts(1 / self.factors if self.last_share is None else self.last_share)
-        assert counts is not None, "the constructor has checked last_share"
-        self._set_pattern([_even_pattern(side, counts[j], j) for j, side in enumerate(self.sides)])
+        counts = _counts(self.nonzeros, self.factors, self.last_share)
+        self._set_pattern(
+            [_even_pattern(side, count, j) for j, (side, count) in enumerate(zip(self.sides, counts, strict=True))]
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         was_meta = self.starts.is_meta
@@ -231,40 +231,36 @@ class PSM(Parametrization):
     # ------------------------------------------------------------------ fitting
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
-        # Ten products of the width squared and cubed for every step: bounded to some 10^12 multiply-adds in all.
-        width, size = max(self.shape), float(target.norm())
-        affordable = 10**12 // (10 * self.factors**2 * width**3) + 1
-        sweeps = max(5, min(60, affordable))
-        shares = _LAST_SHARES[: max(1, min(9, affordable // sweeps))] if self.last_share is None else (self.last_share,)
+        size = float(target.norm())
         if size == 0:
             self.values.zero_()
             return
-        tried = []
-        for share in shares:
-            counts = self._counts(share)
-            if counts is not None:
-                tried.append((*self._tried(target / size, counts, sweeps), counts))
-        longer = min(5 * sweeps, affordable)
-        if len(tried) > 1 and longer > sweeps:  # the three best, five times as long
-            finalists = sorted(tried, key=lambda found: found[0])[:3]
-            tried = [(*self._tried(target / size, counts, longer), counts) for _, _, counts in finalists]
-        best = min(tried, key=lambda found: found[0])[1:]
-        places = [factor.flatten().abs().topk(n).indices.sort().values for factor, n in zip(*best, strict=True)]
-        self._set_pattern(places)
-        even = size ** (1 / self.factors)  # equal norms: descent would be lame with all of the scale in one factor
-        norms = [factor.norm().clamp(min=torch.finfo(target.dtype).tiny) for factor in best[0]]
-        even *= float(torch.stack(norms).prod()) ** (1 / self.factors)
-        values = [f.flatten()[place] / norm * even for f, place, norm in zip(best[0], places, norms, strict=True)]
-        self.values.copy_(torch.cat(values))
-        steps = min(100, max(5, 10**12 // (12 * self.build_cost())))
-        refine(self, target, steps=steps)
+        shared, scaled = self.last_share is None, (target / size).float()
+        result = sparse_factors(scaled, _counts(self.nonzeros, self.factors, self.last_share), shared=shared)
         if gram is not None:
-            refine(self, target, gram, steps=steps)
+            weights = (gram / gram.diagonal().sum().clamp(min=torch.finfo(gram.dtype).tiny)).float()
+            start = found(scaled, result.factors, weights)
+            result = rounds(scaled, start, 90, gram=weights, shared=shared, parts=(0.1, 0.02))
+        self._take(result.factors, size)
+        refine(self, target, gram, steps=min(60, max(3, 10**11 // self.build_cost())))
 
-    @staticmethod
-    def _tried(target: Tensor, counts: list[int], sweeps: int) -> tuple[float, list[Tensor]]:
-        factors = hierarchical_factors(target, counts, sweeps)
-        return float((torch.linalg.multi_dot(factors) - target).norm()), factors
+    def _take(self, factors: list[Tensor], size: float) -> None:
+        """Take over the non-zeros of factors, times a number; zeros where they are fewer than there is place for."""
+        wide = [
+            F.pad(factor, (0, columns - factor.shape[1], 0, rows - factor.shape[0])).flatten()
+            for factor, (rows, columns) in zip(factors, self.sides, strict=True)
+        ]
+        counts = self.counts
+        if self.last_share is None:
+            counts = [max(1, int(factor.count_nonzero())) for factor in wide]
+            counts[counts.index(max(counts))] += self.nonzeros - sum(counts)
+        places = [factor.abs().topk(n).indices.sort().values for factor, n in zip(wide, counts, strict=True)]
+        self._set_pattern(places)
+        values = [factor[place] for factor, place in zip(wide, places, strict=True)]
+        # Equal norms: descent would be lame with all of the scale in one factor.
+        norms = torch.stack([value.norm() for value in values]).double().clamp(min=1e-30)
+        even = (size * norms.prod()) ** (1 / self.factors)
+        self.values.copy_(torch.cat([value * (even / norm) for value, norm in zip(values, norms, strict=True)]))
 
     @classmethod
     def _sized(cls, shape: tuple[int, int], budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -274,6 +270,22 @@ class PSM(Parametrization):
         if budget < factors:
             raise too_small("psm", shape, factors)
         return {"nonzeros": budget}
+
+    @classmethod
+    def _sized_for(cls, target: Tensor, budget: int, positions: int, options: dict[str, Any]) -> dict[str, Any]:
+        sized = cls._sized((target.shape[0], target.shape[1]), budget, positions, options)
+        size, last_share = float(target.norm()), options.get("last_share")
+        if options.get("factors") is not None or size == 0 or budget < 3:
+            return sized
+
+        def error(factors: int) -> float:
+            try:
+                counts = _counts(budget, factors, last_share)
+            except OptionError:
+                return math.inf
+            return best_start((target / size).float(), counts, shared=last_share is None).error
+
+        return {**sized, "factors": min((2, 3), key=error)}
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, nonzeros={self.counts}, share={self.share:.3g}"

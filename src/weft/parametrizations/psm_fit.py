@@ -1,90 +1,181 @@
-"""Sparse factors whose product is near a matrix, by hierarchical proximal alternating minimisation.
+"""Sparse factors whose product is near a matrix: three starts, each tried for a while, and the best taken to its end.
 
-Letters: O, I = rows and columns of the matrix; Q = max(O, I), the width between the factors; J = number of factors.
+Letters: O, I = rows and columns of the matrix; w = width between the factors; J = number of factors; T = non-zeros of
+all factors together.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from weft.parametrizations.base import relative_error
+from weft.parametrizations.psm_moves import largest, swapped, sweeps
+from weft.parametrizations.refine import refine
+
+_log = logging.getLogger(__name__)
+
+_MACS = 2 * 10**12  # multiply-adds that a fit may take, about
 
 
-def _largest(matrix: Tensor, count: int) -> Tensor:
-    """The matrix with its ``count`` largest entries only, of Frobenius norm 1; zero stays zero."""
-    flat = matrix.flatten()
-    kept = flat.abs().topk(count).indices
-    sparse = torch.zeros_like(flat).scatter(0, kept, flat[kept])
-    return (sparse / sparse.norm().clamp(min=torch.finfo(flat.dtype).tiny)).view_as(matrix)
+class Found(NamedTuple):
+    """Factors as dense tensors with zeros, and the relative error of their product."""
+
+    error: float
+    factors: list[Tensor]
+
+    def affordable(self, macs: float, least: int, most: int) -> int:
+        """Sweeps, or evaluations of the error and its gradient, that some multiply-adds pay for, within bounds."""
+        each = len(self.factors) ** 2 * len(self.factors[0]) * math.prod(self.factors[-1].shape)
+        return int(min(most, max(least, macs // each)))
 
 
-def _spectral_norm(matrix: Tensor) -> Tensor:
-    """By twenty power steps, from below."""
-    v = matrix.sum(0) + matrix.abs().sum(0)
-    for _ in range(20):
-        v = matrix.T @ (matrix @ v)
-        v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-    return (matrix @ v).norm()
-
-
-def _product(factors: list[Tensor], size: int, like: Tensor) -> Tensor:
-    """Of some factors; the identity of a size where there are none."""
-    return torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0] if factors else torch.eye(size).to(like)
-
-
-def proximal_sweeps(
-    target: Tensor, factors: list[Tensor], counts: list[int], sweeps: int
-) -> tuple[list[Tensor], Tensor]:
-    """Proximal alternating linearised minimisation of ||lambda S_1 ... S_J - target||, a factor at a time.
+def found(target: Tensor, factors: list[Tensor], gram: Tensor | None = None) -> Found:
+    """Factors with their error, the last one scaled so that it is least; so it is never above 1.
 
     Args:
         target: (O, I).
-        factors: starts, dense tensors with zeros.
-        counts: non-zeros of every factor.
-        sweeps: how often each factor takes a step.
+        factors: (O, w), (w, w), ..., (w, I).
+        gram: (I, I), weighs the error; None weighs alike.
 
     Returns:
-        the factors, of Frobenius norm 1, and lambda.
-
-    Source:
-        Le Magoarou and Gribonval 2016, Flexible multi-layer sparse approximations of matrices, figure 4,
-        https://arxiv.org/abs/1506.07300.
+        both.
     """
-    factors, scale = list(factors), torch.ones((), dtype=target.dtype, device=target.device)
-    for _ in range(sweeps):
-        for j, count in enumerate(counts):
-            left = _product(factors[:j], factors[j].shape[0], target)
-            right = _product(factors[j + 1 :], factors[j].shape[1], target)
-            steepness = 1.01 * (scale * _spectral_norm(left) * _spectral_norm(right)) ** 2
-            slope = left.T @ (scale * (left @ factors[j] @ right) - target) @ right.T
-            step = scale / steepness.clamp(min=1e-30)
-            factors[j] = _largest(factors[j] - step * slope, count)
-        matrix = torch.linalg.multi_dot(factors)
-        scale = (matrix * target).sum() / matrix.square().sum().clamp(min=torch.finfo(target.dtype).tiny)
-    return factors, scale
+    matrix = torch.linalg.multi_dot(factors)
+    weighted = matrix if gram is None else matrix @ gram
+    scale = (weighted * target).sum() / (weighted * matrix).sum().clamp(min=torch.finfo(matrix.dtype).tiny)
+    return Found(relative_error(matrix * scale, target, gram), [*factors[:-1], factors[-1] * scale])
 
 
-def hierarchical_factors(target: Tensor, counts: list[int], sweeps: int) -> list[Tensor]:
-    """Sparse factors whose product is near the target: split one off the rest, adjust all, go on.
+def sparse_factors(target: Tensor, counts: list[int], *, shared: bool) -> Found:
+    """Sparse factors whose product is near the target: the best start, taken to the end.
+
+    Args:
+        target: (O, I), not zero.
+        counts: non-zeros of every factor, at least 2 factors.
+        shared: whether the factors exchange numbers; their sum stays.
+
+    Returns:
+        the best factors found; what ``best_start`` promises holds.
+    """
+    start = best_start(target, counts, shared=shared)
+    return rounds(target, start, 240, _MACS / 2, shared=shared, parts=(0.1, 0.02))
+
+
+def best_start(target: Tensor, counts: list[int], *, shared: bool) -> Found:
+    """The start from which the first rounds come nearest.
+
+    Starts are the identity on either side of the target, of which proximal sweeps make sparse factors, and its singular
+    vectors, thinned out; of large matrices only the first, with the identity on the shorter side.
+
+    Args:
+        target: (O, I), not zero.
+        counts: non-zeros of every factor, at least 2 factors.
+        shared: whether the factors exchange numbers; their sum stays.
+
+    Returns:
+        the best factors found. If shared, never worse than the (sum - (J-1) min(O, I)) largest entries of the target.
+    """
+    macs = _MACS / 12
+    starts: list[Callable[[], Found]] = [
+        lambda: _from_identity(target, counts, macs, shared),
+        lambda: _from_singular_vectors(target, counts, macs, shared),
+        lambda: _transposed(_from_identity(target.T.contiguous(), counts[::-1], macs, shared)),
+    ]
+    starts = starts if target.shape[0] <= target.shape[1] else starts[::-1]
+    if macs < 5 * len(counts) ** 2 * min(target.shape) * target.numel():
+        starts = starts[:1]
+    tried = []
+    for start in starts:
+        tried.append(rounds(target, start(), 40, macs, shared=shared, parts=(0.2, 0.1)))
+        _log.info("psm: start %d of %d, relative error %.4f", len(tried), len(starts), tried[-1].error)
+    return min(tried, key=lambda result: result.error)
+
+
+def _from_identity(target: Tensor, counts: list[int], macs: float, shared: bool) -> Found:
+    """All factors but the last begin as the identity, w = O. If shared, no worse than they and the largest entries."""
+    identities = [torch.eye(len(target), dtype=target.dtype, device=target.device)] * (len(counts) - 1)
+    start = found(target, [*identities, largest(target, min(counts[-1], target.numel()))])
+    result = found(target, sweeps(target, start.factors, counts, start.affordable(macs, 3, 30)))
+    rest = sum(counts) - len(identities) * len(target)
+    if not shared or rest < 1:
+        return result
+    return min(result, found(target, [*identities, largest(target, rest)]), key=lambda result: result.error)
+
+
+def _transposed(result: Found) -> Found:
+    return Found(result.error, [factor.T.contiguous() for factor in reversed(result.factors)])
+
+
+def _from_singular_vectors(target: Tensor, counts: list[int], macs: float, shared: bool) -> Found:
+    """The product of two dense factors, which is exact, thinned out sweep by sweep; w = min(O, I)."""
+    u, sizes, vh = torch.linalg.svd(target, full_matrices=False)
+    root, eye = sizes.sqrt(), torch.eye(len(sizes), dtype=target.dtype, device=target.device)
+    start = Found(0.0, [u * root, *[eye] * (len(counts) - 2), root.unsqueeze(1) * vh])
+    number = start.affordable(macs, 6, 30)
+    return found(target, sweeps(target, start.factors, counts, number, falling=True, shared=shared))
+
+
+class _Values(nn.Module):
+    """Factors whose non-zeros are parameters."""
+
+    def __init__(self, factors: list[Tensor]) -> None:
+        super().__init__()
+        self.shapes = [factor.shape for factor in factors]
+        self.places = [factor.flatten().nonzero().squeeze(1) for factor in factors]
+        self.values = nn.ParameterList(f.flatten()[place] for f, place in zip(factors, self.places, strict=True))
+
+    def factors(self) -> list[Tensor]:
+        return [
+            values.new_zeros(shape.numel()).scatter(0, place, values).view(shape)
+            for values, place, shape in zip(self.values, self.places, self.shapes, strict=True)
+        ]
+
+    def dense(self) -> Tensor:
+        return torch.linalg.multi_dot(self.factors())
+
+
+def rounds(
+    target: Tensor,
+    start: Found,
+    most: int,
+    macs: float = _MACS / 4,
+    gram: Tensor | None = None,
+    *,
+    shared: bool,
+    parts: tuple[float, float],
+) -> Found:
+    """Quasi-Newton steps on the values, then a swap of positions, in turn; fewer and fewer are swapped.
 
     Args:
         target: (O, I).
-        counts: non-zeros of every factor, the leftmost first.
-        sweeps: of every split and every adjustment.
+        start: where to begin.
+        most: steps in all rounds together.
+        macs: multiply-adds that they may take, about.
+        gram: (I, I), weighs the error, that of the start too; None weighs alike.
+        shared: whether a factor may gain what another loses.
+        parts: of the non-zeros that the first and the last round may exchange.
 
     Returns:
-        the factors as dense tensors with zeros: (O, Q), (Q, Q), ..., (Q, I).
-
-    Source:
-        Le Magoarou and Gribonval 2016, figure 5.
+        the best of all rounds, never worse than the beginning.
     """
-    width = max(target.shape)
-    done: list[Tensor] = []
-    rest, scale = target, torch.ones((), dtype=target.dtype, device=target.device)
-    for j in range(1, len(counts)):
-        start = [torch.eye(len(rest), width).to(target), target.new_zeros(width, rest.shape[1])]
-        pair, scale = proximal_sweeps(rest, start, counts[j - 1 : j + 1], sweeps)
-        done = [*done, *pair]
-        if j > 1:
-            done, scale = proximal_sweeps(target, done, counts[: j + 1], sweeps)
-        rest = done.pop() if j + 1 < len(counts) else rest
-    return [*done[:-1], done[-1] * scale]
+    steps = start.affordable(macs, 6, most)
+    number = max(2, steps // 12)
+    best, factors = start, start.factors
+    for turn in range(number):
+        member = _Values(factors)
+        error = refine(member, target, gram, steps=steps // number)
+        factors = [factor.detach() for factor in member.factors()]
+        best = Found(error, factors) if error < best.error else best
+        _log.info("psm: round %d of %d, relative error %.4f, best %.4f", turn + 1, number, error, best.error)
+        part = parts[0] * (parts[1] / parts[0]) ** (turn / (number - 1))
+        swap = swapped(target, factors, part, gram, shared=shared) if turn + 1 < number else None
+        if swap is None:
+            break
+        factors = swap
+    return best

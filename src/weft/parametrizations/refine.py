@@ -7,17 +7,27 @@ The loss is the squared error of the matrix, or of the outputs where a Gram matr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from weft.parametrizations.base import Parametrization
+
+class Refinable(Protocol):
+    """What refinement needs of a member: any parametrization is one."""
+
+    def dense(self) -> Tensor:
+        """The matrix, differentiable."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What it is made of."""
+        ...
 
 
 def refine(
-    member: Parametrization,
+    member: Refinable,
     target: Tensor,
     gram: Tensor | None = None,
     *,
