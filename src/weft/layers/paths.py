@@ -112,10 +112,10 @@ def seconds(
     activations = rows * (out_features + in_features)
     if way == "factored":
         launches, efficiency = (record.launches, record.efficiency) if record else (1, 1.0)
-        numbers, passed_on = parametrization.num_parameters + activations, parametrization.traffic
-        runs = max(1, rows // chunk_rows(passed_on)) if passed_on else 1
-        time_s = product(parametrization.cost(rows), numbers, launches * runs, efficiency)
-        return time_s + 2 * rows * passed_on * itemsize / speed.bytes_per_s
+        numbers, traffic = parametrization.num_parameters + activations, parametrization.traffic
+        runs = max(1, rows // chunk_rows(traffic)) if traffic else 1
+        traffic_s = 2 * rows * traffic * itemsize / speed.bytes_per_s
+        return product(parametrization.cost(rows), numbers, launches * runs, efficiency) + traffic_s
     if way in ("stages", "cached stages"):
         shapes = parametrization.stage_shapes(evaluation=way == "cached stages")
         if shapes is None:

@@ -126,7 +126,7 @@ def closed_form(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             rest = from_displacement(target - _matrix(left, right, target), rank - 2)
             left, right = torch.cat([left, rest[0]]), torch.cat([right, rest[1]])
         answers.append((left, right))
-    left, right = min(answers, key=lambda pair: float((_matrix(*pair, target) - target).norm()))
+    left, right = min(answers, key=lambda pair: float((_matrix(pair[0], pair[1], target) - target).norm()))
     sizes = [factor.norm(dim=1, keepdim=True) for factor in (left, right)]
     ratio = torch.where(sizes[0] * sizes[1] > 0, (sizes[1] / sizes[0]).sqrt(), 1)
     return left * ratio, right / ratio
