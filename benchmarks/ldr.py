@@ -52,8 +52,8 @@ def main() -> None:
             "reached",
         ],
         rows,
-        "Powers of learned operators cost more than a dense layer in training; in evaluation the weight is kept. The fit "
-        f"of a uniform 20 x 20 matrix at share 0.5, floor 5 s and error 0.60, takes {', '.join(fits)}.",
+        "Powers of learned operators cost more than a dense layer in training; in evaluation the weight is kept. The "
+        f"fit of a uniform 20 x 20 matrix at share 0.5, floor 5 s and error 0.60, takes {', '.join(fits)}.",
     )
 
 

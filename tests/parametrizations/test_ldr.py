@@ -37,7 +37,7 @@ def from_the_definition(member):
 @pytest.mark.parametrize("cls", [LDR, SteppedLDR, SteppedKrylov])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (2, 3), (3, 2), (3, 9), (33, 7), (40, 51), (51, 40)])
 def test_every_way_is_the_sum_of_krylov_products(cls, shape):
-    """Also with sides of 1 and 2, where the three diagonals lie on one another, and stretches that do not fit a side."""
+    """Also with sides of 1 and 2, where the diagonals lie on one another, and stretches that do not fit a side."""
     member = spread(cls(shape, rank=min(2, *shape), dtype=torch.float64))
     wanted, x = from_the_definition(member), torch.randn(5, shape[1], dtype=torch.float64)
     assert_same(member.dense(), wanted, 1e-12, "dense()")

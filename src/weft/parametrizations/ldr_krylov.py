@@ -25,7 +25,7 @@ class Stretches(NamedTuple):
     """How an operator is cut: they wrap around, and the last may end behind the first row."""
 
     side: int  # N
-    count: int  # T
+    pieces: int  # T
     length: int  # L
     reach: int  # s, a power of 2
 
@@ -37,7 +37,7 @@ class Stretches(NamedTuple):
     @property
     def step_cost(self) -> int:
         """Multiply-adds of A^s times a vector."""
-        return self.count * self.length * self.width
+        return self.pieces * self.length * self.width
 
     def block_cost(self, vectors: int) -> int:
         """Multiply-adds of ``local_block``.
@@ -48,13 +48,13 @@ class Stretches(NamedTuple):
         Returns:
             multiply-adds.
         """
-        return self.power_cost + self.count * self.width**2 * vectors * (self.reach - 1)
+        return self.power_cost + self.pieces * self.width**2 * vectors * (self.reach - 1)
 
     @property
     def power_cost(self) -> int:
         """Multiply-adds of ``local_power``."""
         squarings = self.width**3 * (self.reach.bit_length() - 2)
-        return self.count * (squarings + self.length * self.width**2)
+        return self.pieces * (squarings + self.length * self.width**2)
 
 
 def stretches(side: int, reach: int) -> Stretches:
@@ -69,10 +69,10 @@ def stretches(side: int, reach: int) -> Stretches:
 
     Example:
         >>> stretches(100, 8)
-        Stretches(side=100, count=6, length=17, reach=8)
+        Stretches(side=100, pieces=6, length=17, reach=8)
     """
-    count = max(1, side // max(reach, _SHORTEST))
-    return Stretches(side, count, -(-side // count), reach)
+    pieces = max(1, side // max(reach, _SHORTEST))
+    return Stretches(side, pieces, -(-side // pieces), reach)
 
 
 def transposed(operator: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def whole_cost(side: int, count: int, width: int) -> int:
 
 def _windows(x: Tensor, sizes: Stretches) -> Tensor:
     """Every stretch of x (N, M) with ``reach`` places more on both sides, (T, L + 2s, M)."""
-    side, count, length, reach = sizes
-    wrapped = torch.cat([x[side - reach :], x, x[: reach + count * length - side]])
+    side, pieces, length, reach = sizes
+    wrapped = torch.cat([x[side - reach :], x, x[: reach + pieces * length - side]])
     return wrapped.unfold(0, sizes.width, length).transpose(1, 2)
 
 
