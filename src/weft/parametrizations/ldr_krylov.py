@@ -71,8 +71,8 @@ def stretches(side: int, reach: int) -> Stretches:
         >>> stretches(100, 8)
         Stretches(side=100, pieces=6, length=17, reach=8)
     """
-    count = max(1, side // max(reach, _SHORTEST))
-    return Stretches(side, count, -(-side // count), reach)
+    pieces = max(1, side // max(reach, _SHORTEST))
+    return Stretches(side, pieces, -(-side // pieces), reach)
 
 
 def transposed(operator: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def whole_cost(side: int, count: int, width: int) -> int:
 
 def _windows(x: Tensor, sizes: Stretches) -> Tensor:
     """Every stretch of x (N, M) with ``reach`` places more on both sides, (T, L + 2s, M)."""
-    side, count, length, reach = sizes
-    wrapped = torch.cat([x[side - reach :], x, x[: reach + count * length - side]])
+    side, pieces, length, reach = sizes
+    wrapped = torch.cat([x[side - reach :], x, x[: reach + pieces * length - side]])
     return wrapped.unfold(0, sizes.width, length).transpose(1, 2)
 
 
