@@ -16,6 +16,8 @@ SIZED = {
     "monarch": {"share": 0.2},
     "butterfly": {},
     "psm": {"share": 0.15},
+    "hedlr": {"share": 0.2},
+    "hmat": {"share": 0.2},
 }
 
 
@@ -58,6 +60,8 @@ def test_numbers_of_a_member_are_its_sizes():
         ),
         ("kronecker", (8, 12), {"n": 4}, {"mixing": 1, "blocks": 2}, {"mixing": 1, "blocks": 1}),
         ("butterfly", (16, 12), {"depth": 2}, {"factors": 0.15}, {"factors": 0.15}),
+        ("hedlr", (64, 48), {"numbers": 500, "depth": 3}, {"values": 1.2}, {"values": 0.15 * 16**0.33}),
+        ("hmat", (64, 64), {"numbers": 999, "min_block": 8}, {"values": 1.2}, {"values": 0.15 * 16**0.33}),
         ("psm", (8, 32), {"nonzeros": 64}, {"values": 0.7 * 8}, {"values": 0.45 * 8}),
         (
             "hodlr",

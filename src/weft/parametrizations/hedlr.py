@@ -128,6 +128,8 @@ register(
         parameters="numbers",
         cost="rows*padded (padded: numbers, and what fills panels of blocks up to equal ranks)",
         weight_decay={"values": True},
+        lr_multiplier={"values": "0.6*blocks^0.25/gain"},
+        sgd_multiplier={"values": "0.15*blocks^0.33/gain^2"},
         launches=10,
         efficiency=0.6,
     )

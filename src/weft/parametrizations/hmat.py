@@ -24,9 +24,8 @@ class HMat(Hierarchical):
     Blocks are split in four until they lie far enough from the diagonal for their size, or are small. A block of A rows
     and C columns is stored as factors of r(A + C) numbers, or as it is where that takes no more. ``fit_`` shares the
     numbers out among all blocks: whichever singular value lowers the error most per number comes first. Choose it where
-    features have an order and interactions are smooth but for near features, and some places need more than others:
-    kernels with a singularity, inverses of differential operators. ``hodlr`` is the plainer relative with one rank for
-    all, and faster; ``hedlr`` the one without a preferred diagonal.
+    features have an order, and interactions are smooth in some places and rough in others. Where only the diagonal is
+    rough, ``hodlr`` says the same with fewer, larger blocks of one rank; ``hedlr`` has no preferred diagonal.
 
     Args:
         shape: (out, in) of the matrix.
@@ -125,7 +124,7 @@ register(
         cls=HMat,
         title="H-matrix",
         summary="Blocks that grow with their distance from the diagonal, each of a low rank of its own, or dense.",
-        advice="Nearest of the hierarchical ones where features have an order and some places need more than others.",
+        advice="For features in an order whose interactions are smooth in some places and rough in others; else hodlr.",
         source="Hackbusch 1999, https://doi.org/10.1007/s006070050015; as a layer Kissel and Diepold 2023, "
         "https://doi.org/10.1007/s00354-023-00226-1",
         options={
@@ -136,6 +135,8 @@ register(
         parameters="numbers",
         cost="rows*padded (padded: numbers, and what fills panels of blocks up to equal ranks)",
         weight_decay={"values": True},
+        lr_multiplier={"values": "0.6*blocks^0.25/gain"},
+        sgd_multiplier={"values": "0.15*blocks^0.33/gain^2"},
         launches=35,
         efficiency=0.5,
     )
