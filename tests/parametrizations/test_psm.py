@@ -83,7 +83,8 @@ def test_budgets_are_met_exactly(shape, share, factors):
     member = make("psm", shape, share=share, factors=factors)
     assert member.num_parameters == member.values.numel() == int(share * math.prod(shape)) == sum(member.counts)
     flat = [
-        row.long() * side[1] + column for (_, row, column, _), side in zip(member._sparse(), member.sides, strict=True)
+        pattern.rows.long() * side[1] + pattern.columns
+        for (_, pattern), side in zip(member._sparse(), member.sides, strict=True)
     ]
     assert [len(places.unique()) for places in flat] == member.counts  # no position is stored twice
 

@@ -23,7 +23,10 @@ from weft.parametrizations.base import Parametrization, too_small
 from weft.parametrizations.psm_fit import best_start, found, rounds, sparse_factors
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
-from weft.parametrizations.sparse_product import sparse_product
+from weft.parametrizations.sparse_product import Pattern, product_by_rows, sparse_product
+
+#: Numbers of a chunk between two factors.
+_CACHED = 2**17
 
 
 def _counts(nonzeros: int, factors: int, last_share: float | None) -> list[int]:
@@ -117,32 +120,40 @@ class PSM(Parametrization):
         self.register_buffer("starts", torch.empty(sum(edges[:-1]) + self.factors, dtype=torch.int32, device=device))
         self.register_buffer("row_index", torch.empty(self.nonzeros, dtype=torch.int32, device=device))
         self.register_buffer("column_index", torch.empty(self.nonzeros, dtype=torch.int32, device=device))
+        # The same pattern column by column, for gradients; it follows from the others.
+        order, column_starts = torch.empty_like(self.row_index), torch.empty(sum(edges[1:]) + self.factors)
+        self.register_buffer("column_order", order, persistent=False)
+        self.register_buffer("column_starts", column_starts.to(self.starts), persistent=False)
         self.reset_parameters()
 
     starts: Tensor
     row_index: Tensor
     column_index: Tensor
+    column_order: Tensor
+    column_starts: Tensor
 
     def _set_pattern(self, places: list[Tensor]) -> None:
         """Take over the positions (row * columns + column, rising) of every factor."""
         rows = [place // columns for place, (_, columns) in zip(places, self.sides, strict=True)]
-        starts = [
-            torch.searchsorted(row, torch.arange(height + 1, device=row.device))
-            for row, (height, _) in zip(rows, self.sides, strict=True)
-        ]
-        self.starts.copy_(torch.cat(starts))
+        columns = [place % columns for place, (_, columns) in zip(places, self.sides, strict=True)]
         self.row_index.copy_(torch.cat(rows))
-        self.column_index.copy_(
-            torch.cat([place % columns for place, (_, columns) in zip(places, self.sides, strict=True)])
-        )
-        self.counts = [len(place) for place in places]
+        self.column_index.copy_(torch.cat(columns))
+        self.starts.copy_(torch.cat([_starts(row, height) for row, (height, _) in zip(rows, self.sides, strict=True)]))
+        self._take_pattern()
+
+    def _take_pattern(self) -> None:
+        """Find out what follows from the stored pattern."""
+        ends = torch.tensor([height + 1 for height, _ in self.sides]).cumsum(0) - 1
+        self.counts = self.starts[ends.to(self.starts.device)].tolist()
+        columns = self.column_index.split(self.counts)
+        orders = [column.argsort(stable=True) for column in columns]
+        starts = [_starts(c[o], width) for c, o, (_, width) in zip(columns, orders, self.sides, strict=True)]
+        self.column_order, self.column_starts = torch.cat(orders).int(), torch.cat(starts).int()
 
     def _spread(self) -> None:
         """Take the pattern of the start."""
         counts = _counts(self.nonzeros, self.factors, self.last_share)
-        self._set_pattern(
-            [_even_pattern(side, count, j) for j, (side, count) in enumerate(zip(self.sides, counts, strict=True))]
-        )
+        self._set_pattern([_even_pattern(side, counts[j], j) for j, side in enumerate(self.sides)])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         was_meta = self.starts.is_meta
@@ -154,22 +165,20 @@ class PSM(Parametrization):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not self.starts.is_meta:  # a fit may have shared the numbers out otherwise
-            ends = torch.tensor([height + 1 for height, _ in self.sides]).cumsum(0) - 1
-            self.counts = self.starts[ends.to(self.starts.device)].tolist()
+            self._take_pattern()
 
-    def _sparse(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Values, rows, columns and starts of every factor."""
-        ends = [0, *itertools.accumulate(self.counts)]
-        rows = [0, *itertools.accumulate(height + 1 for height, _ in self.sides)]
-        return [
-            (
-                self.values[ends[j] : ends[j + 1]],
-                self.row_index[ends[j] : ends[j + 1]],
-                self.column_index[ends[j] : ends[j + 1]],
-                self.starts[rows[j] : rows[j + 1]],
-            )
-            for j in range(self.factors)
-        ]
+    def _sparse(self) -> list[tuple[Tensor, Pattern]]:
+        """Values and pattern of every factor."""
+        parts = zip(
+            self.values.split(self.counts),
+            self.row_index.split(self.counts),
+            self.column_index.split(self.counts),
+            self.starts.split([rows + 1 for rows, _ in self.sides]),
+            self.column_order.split(self.counts),
+            self.column_starts.split([columns + 1 for _, columns in self.sides]),
+            strict=True,
+        )
+        return [(values, Pattern(*pattern)) for values, *pattern in parts]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -177,43 +186,50 @@ class PSM(Parametrization):
             return
         self._spread()
         paths = torch.ones(self.shape[1], dtype=torch.float64, device=self.values.device)
-        for (_, row, column, _), (height, _) in zip(reversed(self._sparse()), reversed(self.sides), strict=True):
-            paths = paths.new_zeros(height).index_add(0, row, paths[column.long()])
+        for (_, pattern), (rows, _) in zip(reversed(self._sparse()), reversed(self.sides), strict=True):
+            paths = paths.new_zeros(rows).index_add(0, pattern.rows, paths[pattern.columns.long()])
         # Values are independent, so the squares of W's entries sum to (paths) * Var^J.
         wanted = self.variance * math.prod(self.shape) / max(float(paths.sum()), 1.0)
         bound = (3 * wanted ** (1 / self.factors)) ** 0.5
         nn.init.uniform_(self.values, -bound, bound)
 
-    def _filled(self) -> list[Tensor]:
-        """The factors as dense tensors."""
-        return [
-            values.new_zeros(height * columns)
-            .index_add(0, row.long() * columns + column, values)
-            .reshape(height, columns)
-            for (values, row, column, _), (height, columns) in zip(self._sparse(), self.sides, strict=True)
-        ]
-
     def dense(self) -> Tensor:
-        matrix, *others = self._filled()
-        for other in others:
-            matrix = matrix @ other
+        matrix: Tensor | None = None
+        for (values, pattern), (rows, columns) in zip(self._sparse(), self.sides, strict=True):
+            places = pattern.rows.long() * columns + pattern.columns
+            factor = values.new_zeros(rows * columns).index_add(0, places, values).reshape(rows, columns)
+            matrix = factor if matrix is None else matrix @ factor
+        assert matrix is not None, "there are two factors or more"
         return matrix
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        factors = list(zip(self._sparse(), self.sides, strict=True))[::-1]  # the last factor first
         if self._takes_kernels(x):
-            size, y = (*x.shape[:-1], self.shape[0]), x.reshape(-1, self.shape[1]).T.contiguous()
-            for (values, _, column, starts), (height, _) in factors:
-                y = sparse_product(values, y, starts, column, height)
-            y = y.T.reshape(size)
-        else:
-            if not is_fx_symbolic_tracing() and is_autocast(x.device.type):
-                x = x.to(torch.get_autocast_dtype(x.device.type))
-            y = x
-            for (values, row, column, _), (height, _) in factors:
-                terms = y.index_select(-1, column.long()) * values.to(y.dtype)
-                y = terms.new_zeros(terms.shape[:-1] + (height,)).index_add(-1, row.long(), terms)  # noqa: RUF005  torch.fx
-        return y if bias is None else y + bias.to(y.dtype)
+            return self._by_kernels(x.reshape(-1, self.shape[1]), bias).reshape(*x.shape[:-1], self.shape[0])
+        if not is_fx_symbolic_tracing() and is_autocast(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        for (values, pattern), (rows, _) in reversed(list(zip(self._sparse(), self.sides, strict=True))):
+            terms = x.index_select(-1, pattern.columns.long()) * values.to(x.dtype)
+            x = terms.new_zeros(terms.shape[:-1] + (rows,)).index_add(-1, pattern.rows.long(), terms)  # noqa: RUF005  torch.fx
+        return x if bias is None else x + bias.to(x.dtype)
+
+    def _by_kernels(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product of (B, I), the last factor first; without gradients in chunks that a core's own cache holds."""
+        if torch.is_grad_enabled() and (x.requires_grad or self.values.requires_grad):
+            y = x.T.contiguous()
+            for values, pattern in reversed(self._sparse()):
+                y = sparse_product(values, y, pattern)
+            return (y.T if bias is None else y.T + bias).contiguous()
+        numbers = [each.split(self.counts) for each in (self.values, self.column_index)]
+        factors = list(zip(*numbers, self.starts.split([rows + 1 for rows, _ in self.sides]), strict=True))[::-1]
+        result = x.new_empty(len(x), self.shape[0])
+        chunk = max(_CACHED // max(self.shape), 16)
+        for first in range(0, len(x), chunk):
+            y = x[first : first + chunk].T.contiguous()
+            for values, columns, starts in factors:
+                y = product_by_rows(values, y, columns, starts)
+            part = result[first : first + chunk]
+            part.copy_(y.T) if bias is None else torch.add(y.T, bias, out=part)
+        return result
 
     def _takes_kernels(self, x: Tensor) -> bool:
         """Whether tensors are plain ones that the processor's sparse kernels take."""
@@ -291,6 +307,11 @@ class PSM(Parametrization):
         return f"shape={self.shape}, nonzeros={self.counts}, share={self.share:.3g}"
 
 
+def _starts(rising: Tensor, count: int) -> Tensor:
+    """Where each of the numbers 0..count-1 begins among rising ones, and how many there are."""
+    return torch.searchsorted(rising.contiguous(), torch.arange(count + 1, device=rising.device, dtype=rising.dtype))
+
+
 def _even_pattern(side: tuple[int, int], count: int, seed: int) -> Tensor:
     """Positions spread evenly over rows and columns: whole wrapped diagonals at random, and a part of one more."""
     rows, columns = side
@@ -322,7 +343,7 @@ register(
         weight_decay={"values": True},
         lr_multiplier={"values": "0.7*in*(out*max(out, in))^0.5/(nonzeros*gain^(1 - 1/factors))"},
         sgd_multiplier={"values": "0.45*in*(out*max(out, in))^0.5/(nonzeros*gain^(2 - 2/factors))"},
-        launches=40,  # compressed tensors are made and checked anew in every call
-        efficiency=0.15,
+        launches=50,  # compressed tensors are made and checked anew in every call
+        efficiency=0.17,
     )
 )
