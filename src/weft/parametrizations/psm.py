@@ -85,6 +85,7 @@ class PSM(Parametrization):
     """
 
     family = "psm"
+    fit_copies = 35.0
 
     def __init__(
         self,
