@@ -121,6 +121,7 @@ class Butterfly(Parametrization):
     """
 
     family = "butterfly"
+    fit_copies = 80.0
 
     def __init__(
         self,

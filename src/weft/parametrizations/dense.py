@@ -38,6 +38,7 @@ class Dense(Parametrization):
     """
 
     family = "dense"
+    fit_copies = 3.0
 
     def __init__(
         self,

@@ -88,6 +88,7 @@ class PSM(Parametrization):
     """
 
     family = "psm"
+    fit_copies = 35.0
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class SequentiallySemiseparable(Parametrization):
     """
 
     family = "sss"
+    fit_copies = 45.0
     diagonal: Tensor
     lower_input: Tensor
     lower_state: Tensor
