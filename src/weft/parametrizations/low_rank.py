@@ -174,7 +174,7 @@ register(
         parameters="rank*(out + in)",
         cost="rows*rank*(out + in)",
         weight_decay={"left": True, "right": True},
-        lr_multiplier={"left": "0.87*in/rank", "right": "0.5/gain"},
+        lr_multiplier={"left": "0.3*in/rank", "right": "0.5/gain"},
         sgd_multiplier={"left": "0.5*in/rank", "right": "0.17/(1 + out/rank)^0.5/gain^2"},
         launches=2,
     )

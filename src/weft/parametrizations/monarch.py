@@ -322,7 +322,7 @@ register(
         parameters="rank*blocks^2*(height + width)",
         cost="rows*rank*blocks^2*(height + width)",
         weight_decay={"left": True, "right": True},
-        lr_multiplier={"left": "0.87*in/(blocks*rank)", "right": "0.5*blocks/gain"},
+        lr_multiplier={"left": "0.3*in/(blocks*rank)", "right": "0.3*blocks/gain"},
         sgd_multiplier={
             "left": "0.5*in/(blocks*rank)",
             "right": "0.17*blocks/(1 + height/(blocks*rank))^0.5/gain^2",
