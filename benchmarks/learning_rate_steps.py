@@ -19,6 +19,10 @@ MEMBERS = {
     "monarch": {"share": 0.15},
     "butterfly": {},
     "psm": {"share": 0.15},
+    "hedlr": {"share": 0.2},
+    "hmat": {"share": 0.2},
+    "toeplitz_like": {"rank": 4},
+    "ldr": {"rank": 2},
 }
 
 

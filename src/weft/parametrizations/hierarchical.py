@@ -192,6 +192,9 @@ class Hierarchical(Parametrization):
             positions: columns per input channel.
             options: of the constructor.
             searched: whether singular values will tell which suits.
+
+        Returns:
+            the options and their trees.
         """
 
     @classmethod
