@@ -32,10 +32,8 @@ templates_path = ["_templates"]
 # would make the build depend on the network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (
-        r"py:.*",
-        r"(torch|numpy|nn|lightning|matplotlib|kornia|pytest|collections|typing|abc|dataclasses|types|pathlib)\..*",
-    ),
+    (r"py:.*", r"(torch|numpy|nn|lightning|matplotlib|kornia|pytest)\..*"),
+    (r"py:.*", r"(collections|typing|abc|dataclasses|types|pathlib)\..*"),
     (r"py:.*", r"(Tensor|Axes|Any|Callable|Iterable|Iterator|Mapping|Sequence|Path|Self|Literal|optional|default)"),
     (r"py:.*", r"weft\.data\.batches\.Batches"),  # what loaders return; used by iterating over it
     (r"py:.*", r"(bool|dict|float|int|list|object|str|tuple|type|None|ValueError|RuntimeError|AttributeError)"),

@@ -1,5 +1,7 @@
 """One case per family and kind of option, for the contract and the interoperability protocol."""
 
+import math
+
 from weft.parametrizations import (
     HEDLR,
     HODLR,
@@ -105,22 +107,26 @@ STEPPED_DISPLACEMENT = Case(
     LOW_DISPLACEMENT.dense,
     shapes=((10, 37), (37, 10), (33, 33)),
 )
-GRID = Case("hedlr", lambda shape, **common: HEDLR(shape, numbers=64, depth=3, **common), oracles.hedlr_matrix)
+GRID = Case(
+    "hedlr",
+    lambda shape, **common: HEDLR(shape, numbers=2 * math.prod(shape) // 3, depth=3, **common),
+    oracles.hedlr_matrix,
+)
 UNEVEN_GRID = Case(
     "hedlr_uneven",
-    lambda shape, **common: HEDLR(shape, numbers=45, depth=3, **common),
+    lambda shape, **common: HEDLR(shape, numbers=math.prod(shape) // 2, depth=3, **common),
     oracles.hedlr_matrix,
     shapes=((10, 13), (13, 9), (7, 7)),
 )
 BLOCKS = Case(
     "hmat",
-    lambda shape, **common: HMat(shape, numbers=160, min_block=1, **common),
+    lambda shape, **common: HMat(shape, numbers=2 * math.prod(shape) // 5, min_block=1, **common),
     oracles.hmat_matrix,
     shapes=((16, 24), (24, 16), (16, 16)),
 )
 UNEVEN_BLOCKS = Case(
     "hmat_uneven",
-    lambda shape, **common: HMat(shape, numbers=130, min_block=1, eta=0.7, **common),
+    lambda shape, **common: HMat(shape, numbers=math.prod(shape) // 2, min_block=1, eta=0.7, **common),
     oracles.hmat_matrix,
     shapes=((18, 13), (13, 21), (17, 17)),
 )

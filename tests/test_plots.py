@@ -29,7 +29,7 @@ def heights_and_widths(ax):
     [
         HMat((60, 60), numbers=1500, min_block=2),
         HEDLR((40, 60), numbers=700, depth=4),
-        HODLR((60, 40), depth=3, rank=2),
+        HODLR((60, 40), depth=4, rank=4),
     ],
     ids=lambda member: member.family,
 )

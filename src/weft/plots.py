@@ -72,13 +72,13 @@ def _draw(ax: Axes, blocks: list[Block]) -> None:
     from matplotlib.collections import PolyCollection
 
     scale = colormaps[_SCALE].with_extremes(over=_DENSE, under=_EMPTY)
-    colors = [_DENSE if block.dense else scale(_fullness(block) or -1.0) for block in blocks]
+    colors = [_DENSE if block.dense else scale(min(_fullness(block), 1.0) or -1.0) for block in blocks]
     corners = [[(c.start, r.start), (c.stop, r.start), (c.stop, r.stop), (c.start, r.stop)] for r, c, *_ in blocks]
     figure = ax.get_figure(root=True)
     assert figure is not None, "axes in use have a figure"
     bar = figure.colorbar(
         ScalarMappable(cmap=scale), ax=ax, shrink=0.8, extend="max", extendrect=True, extendfrac=0.06,
-        label="rank / rank from which on a block is stored dense",
+        label="rank / largest that saves numbers",
     )  # fmt: skip
     bar.ax.text(1.4, 1.03, "dense", transform=bar.ax.transAxes, va="center")
     figure.draw_without_rendering()  # only now the layout settles

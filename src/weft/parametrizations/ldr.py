@@ -274,7 +274,14 @@ register(
         parameters="(rank + 3)*(out + in)",
         cost="rows*(rank*terms*(out + in) + step_cost) + power_cost",
         weight_decay={"row_operator": False, "column_operator": False, "left": True, "right": True},
-        lr_multiplier={"row_operator": 0.3, "column_operator": 0.3},
+        lr_multiplier={  # a step on an operator acts in all of its powers
+            **dict.fromkeys(("row_operator", "column_operator"), "0.2/gain"),
+            **dict.fromkeys(("left", "right"), "0.16*(max(out, in)/(2*rank))^0.5/gain^0.5"),
+        },
+        sgd_multiplier={
+            **dict.fromkeys(("row_operator", "column_operator"), "0.02/gain^2"),
+            **dict.fromkeys(("left", "right"), "0.1/rank^0.5/gain"),
+        },
         launches=100,  # a chain of small products
         efficiency=0.25,
         export_path="dense",
