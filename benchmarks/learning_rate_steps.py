@@ -19,6 +19,10 @@ MEMBERS = {
     "monarch": {"share": 0.15},
     "butterfly": {},
     "psm": {"share": 0.15},
+    "toeplitz_like": {"share": 0.1},
+    "ldr": {"share": 0.1},
+    "hedlr": {"share": 0.2},
+    "hmat": {"share": 0.2},
 }
 
 
