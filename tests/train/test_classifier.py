@@ -208,7 +208,10 @@ def test_optimizer_has_the_given_settings_and_every_parameter_once(name, kind):
     _, run = fit(module, ImageData("digits", batch_size=500))
     optimizer = run.optimizers[0]
     assert type(optimizer) is kind
-    assert all(g["lr"] == 0.01 for g in optimizer.param_groups)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    blocks = {id(m.parametrization.blocks) for m in module.model.modules() if isinstance(m, weft.Conv2d)}
+    faster = 1 if name == "sgd" else 2  # blocks of n = 4 under Adam: n^0.5
+    assert all(rate == 0.01 * (faster if key in blocks else 1) for key, rate in rates.items())
     assert all(g["momentum"] == 0.8 if name == "sgd" else g["betas"] == (0.5, 0.99) for g in optimizer.param_groups)
     listed = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(listed) == sorted(id(p) for p in module.model.parameters())
