@@ -34,8 +34,8 @@ class ToeplitzLike(Parametrization):
     Rank 2 holds every Toeplitz matrix, so every convolution along the features; sums, products and inverses of such
     matrices have small ranks too, Cauchy and Vandermonde matrices approximately. It has full rank with as few as 2N
     numbers and a product in N log N. Choose it for features in an order whose interactions depend on their distance
-    (time series, spectra), for the smallest budgets, and for large layers; below about 2000 features one dense product
-    is faster, and ``weft.Linear`` takes it.
+    (time series, spectra), for the smallest budgets, and for large layers; up to about 1000 features one dense product
+    is faster in evaluation, and ``weft.Linear`` takes it.
 
     Args:
         shape: (out, in) of the matrix.
@@ -58,8 +58,9 @@ class ToeplitzLike(Parametrization):
     Cost:
         2 R N numbers; per row 2R + 2 real Fourier transforms of length N, and 2R more for the parameters, once per
         call. In half precision these run in fp32. Where a program is recorded (``torch.compile``, export, ONNX,
-        tracing, ``vmap``) W is built in real arithmetic instead, in N^2 (2R + 33) multiply-adds, as nothing there
-        takes complex numbers. A length with a prime factor above 7, or an odd one, is several times slower.
+        tracing, ``vmap``) W is built in real arithmetic instead, as nothing there takes complex numbers: N^2 (2R + 33)
+        multiply-adds, and more time than these for moving numbers; convolutions build it in training, too. A length
+        with a prime factor above 7, or an odd one, is several times slower.
 
     Raises:
         OptionError: ``rank`` is missing or out of range.
@@ -68,9 +69,9 @@ class ToeplitzLike(Parametrization):
         Kailath, Kung and Morf 1979, Displacement ranks of matrices and linear equations,
         https://doi.org/10.1016/0022-247X(79)90124-0; the formula for W in Pan 2001, Structured Matrices and
         Polynomials, chapter 4; as a layer Sindhwani, Sainath and Kumar 2015, Structured Transforms for Small-Footprint
-        Deep Learning, https://arxiv.org/abs/1510.01722, and Kissel and Diepold 2023, Structured Matrices
-        and Their Application in Neural Networks: A Survey, https://doi.org/10.1007/s00354-023-00226-1. Differs from
-        them in rectangular shapes, and in a fit that goes on after the singular value decomposition.
+        Deep Learning, https://arxiv.org/abs/1510.01722, and Kissel and Diepold 2023, Structured Matrices and Their
+        Application in Neural Networks: A Survey, https://doi.org/10.1007/s00354-023-00226-1. Differs from them in
+        rectangular shapes, and in a fit that goes on after the singular value decomposition.
 
     Example:
         >>> p = ToeplitzLike((8, 12), rank=2)
@@ -138,7 +139,8 @@ class ToeplitzLike(Parametrization):
         return 4 * (self.rank + 1) * self.order
 
     def build_cost(self) -> int:
-        return (2 * self.rank + 33) * self.order**2
+        # The two shifts move twice N^2 numbers several times, which takes as long as some 400 multiply-adds each.
+        return (2 * self.rank + 433) * self.order**2
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         # In double precision: a displacement forgets most of the digits that its matrix has.
@@ -185,8 +187,8 @@ register(
         weight_decay={"left": True, "right": True},
         lr_multiplier=dict.fromkeys(("left", "right"), "0.16*(max(out, in)/rank)^0.5/gain^0.5"),
         sgd_multiplier=dict.fromkeys(("left", "right"), "0.2/rank^0.5/gain"),
-        launches=20,
-        efficiency=0.1,
+        launches=45,  # some transforms start several threads
+        efficiency=0.15,
         export_path="dense",  # the factored product builds the matrix there, too
     )
 )
