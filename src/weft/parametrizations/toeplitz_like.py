@@ -136,7 +136,8 @@ class ToeplitzLike(Parametrization):
 
     @property
     def traffic(self) -> int:
-        return 4 * (self.rank + 1) * self.order
+        widened = 2 if self.left.element_size() < 4 else 1  # half precision is passed on as single
+        return 4 * widened * (self.rank + 1) * self.order
 
     def build_cost(self) -> int:
         # The two shifts move twice N^2 numbers several times, which takes as long as some 400 multiply-adds each.
@@ -187,8 +188,8 @@ register(
         weight_decay={"left": True, "right": True},
         lr_multiplier=dict.fromkeys(("left", "right"), "0.16*(max(out, in)/rank)^0.5/gain^0.5"),
         sgd_multiplier=dict.fromkeys(("left", "right"), "0.2/rank^0.5/gain"),
-        launches=45,  # some transforms start several threads
-        efficiency=0.15,
+        launches=45,
+        efficiency=0.3,
         export_path="dense",  # the factored product builds the matrix there, too
     )
 )
