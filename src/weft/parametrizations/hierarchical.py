@@ -185,13 +185,16 @@ class Hierarchical(Parametrization):
     def _trees(
         cls, shape: tuple[int, int], positions: int, options: dict[str, Any], searched: bool
     ) -> list[tuple[int, Tree]]:
-        """Trees to choose from by the option that makes them: the given one, or all in the order of preference.
+        """Trees to choose from, with the option that makes each: the given one, or all in the order of preference.
 
         Args:
             shape: (O, I).
             positions: columns per input channel.
             options: of the constructor.
             searched: whether singular values will tell which suits.
+
+        Returns:
+            values of the option, and their trees.
         """
 
     @classmethod
