@@ -170,13 +170,14 @@ class PSM(Parametrization):
 
     def _sparse(self) -> list[tuple[Tensor, Pattern]]:
         """Values and pattern of every factor."""
+        heights, widths = ([side[axis] + 1 for side in self.sides] for axis in (0, 1))
         parts = zip(
-            self.values.split(self.counts),
-            self.row_index.split(self.counts),
-            self.column_index.split(self.counts),
-            self.starts.split([rows + 1 for rows, _ in self.sides]),
-            self.column_order.split(self.counts),
-            self.column_starts.split([columns + 1 for _, columns in self.sides]),
+            _cut(self.values, self.counts),
+            _cut(self.row_index, self.counts),
+            _cut(self.column_index, self.counts),
+            _cut(self.starts, heights),
+            _cut(self.column_order, self.counts),
+            _cut(self.column_starts, widths),
             strict=True,
         )
         return [(values, Pattern(*pattern)) for values, *pattern in parts]
@@ -306,6 +307,11 @@ class PSM(Parametrization):
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, nonzeros={self.counts}, share={self.share:.3g}"
+
+
+def _cut(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
+    """As ``split``, which torch.fx cannot trace."""
+    return [tensor[first:last] for first, last in itertools.pairwise([0, *itertools.accumulate(sizes)])]
 
 
 def _starts(rising: Tensor, count: int) -> Tensor:

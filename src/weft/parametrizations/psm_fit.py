@@ -166,13 +166,16 @@ def rounds(
     """
     steps = start.affordable(macs, 6, most)
     number = max(2, steps // 12)
-    best, factors = start, start.factors
+    best, factors, errors = start, start.factors, []
     for turn in range(number):
         member = _Values(factors)
         error = refine(member, target, gram, steps=steps // number)
         factors = [factor.detach() for factor in member.factors()]
         best = Found(error, factors) if error < best.error else best
         _log.info("psm: round %d of %d, relative error %.4f, best %.4f", turn + 1, number, error, best.error)
+        errors.append(best.error)
+        if turn >= 5 and errors[-6] - best.error <= 1e-3 * best.error:
+            break
         part = parts[0] * (parts[1] / parts[0]) ** (turn / (number - 1))
         swap = swapped(target, factors, part, gram, shared=shared) if turn + 1 < number else None
         if swap is None:
