@@ -130,7 +130,7 @@ register(
         weight_decay={"values": True},
         lr_multiplier={"values": "0.6*blocks^0.25/gain"},
         sgd_multiplier={"values": "0.15*blocks^0.33/gain^2"},
-        launches=10,
+        launches=25,
         efficiency=0.6,
     )
 )

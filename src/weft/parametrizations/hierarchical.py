@@ -185,7 +185,7 @@ class Hierarchical(Parametrization):
     def _trees(
         cls, shape: tuple[int, int], positions: int, options: dict[str, Any], searched: bool
     ) -> list[tuple[int, Tree]]:
-        """Trees to choose from by the option that makes them: the given one, or all in the order of preference.
+        """Trees to choose from, with the option that makes each: the given one, or all in the order of preference.
 
         Args:
             shape: (O, I).
@@ -194,7 +194,7 @@ class Hierarchical(Parametrization):
             searched: whether singular values will tell which suits.
 
         Returns:
-            the options and their trees.
+            values of the option, and their trees.
         """
 
     @classmethod

@@ -137,7 +137,7 @@ register(
         weight_decay={"values": True},
         lr_multiplier={"values": "0.6*blocks^0.25/gain"},
         sgd_multiplier={"values": "0.15*blocks^0.33/gain^2"},
-        launches=35,
+        launches=50,
         efficiency=0.5,
     )
 )
