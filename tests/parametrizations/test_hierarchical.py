@@ -213,6 +213,17 @@ def test_without_options_every_block_gets_something_where_it_can():
     assert make("hmat", (300, 300), share=0.02).min_block > 32
 
 
+@pytest.mark.parametrize("member", [HEDLR((24, 30), numbers=90, depth=3), HMat((24, 30), numbers=150, min_block=2)])
+def test_variance_is_right_on_average_where_most_blocks_are_zero(member):
+    draws = []
+    for _ in range(300):
+        member.reset_parameters()
+        draws.append(member.dense().detach())
+    entries = torch.stack(draws)
+    assert (entries == 0).double().mean() > 0.4
+    assert entries.square().mean().item() == pytest.approx(1 / 90, rel=0.05)
+
+
 # ---------------------------------------------------------------- the product
 
 
