@@ -61,6 +61,9 @@ def interop(words: str) -> tuple[str, ...]:
 
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
 HODLR = "parametrizations/hodlr.py"
+PSM, PSM_TESTS = "parametrizations/psm", ("tests/parametrizations/test_psm.py",)
+SPARSE, BUTTERFLY = "parametrizations/sparse_product.py", "parametrizations/butterfly.py"
+BUTTERFLY_TESTS = ("tests/parametrizations/test_butterfly.py",)
 FIT, ALGEBRA, CP = "parametrizations/kronecker_fit.py", "parametrizations/algebra.py", "parametrizations/cp.py"
 SEMI = "parametrizations/semiseparable.py"
 TOEPLITZ = "parametrizations/toeplitz"
@@ -101,6 +104,55 @@ FAULTS = [
     Fault(
         BASE, "if share is None or share > 1 else share", "if share is None else share", "an impossible smallest share"
     ),
+    # ------------------------------------------------------------ products of sparse matrices
+    Fault(f"{PSM}.py", "strict=True))[::-1]", "strict=True))", "factors in the wrong order, evaluation", PSM_TESTS),
+    Fault(f"{PSM}.py", "in reversed(self._sparse()):", "in self._sparse():", "wrong order, training", PSM_TESTS),
+    Fault(
+        f"{PSM}.py",
+        "in reversed(list(zip(self._sparse(), self.sides, strict=True))):",
+        "in zip(self._sparse(), self.sides, strict=True):",
+        "factors in the wrong order, gathers",
+        PSM_TESTS,
+    ),
+    Fault(f"{PSM}.py", "wanted ** (1 / self.factors)", "wanted", "variance of one factor", ("tests/test_contract.py",)),
+    Fault(f"{PSM}.py", "2 * nonzeros / factors - last", "nonzeros / factors", "counts not linear", PSM_TESTS),
+    Fault(f"{PSM}.py", "len(self.column_index) + ", "", "indices not counted", PSM_TESTS),
+    Fault(
+        f"{PSM}.py",
+        "if not self.starts.is_meta:  # a fit",
+        "if False:  # a fit",
+        "counts of a loaded pattern",
+        PSM_TESTS,
+    ),
+    Fault(f"{PSM}.py", "min((2, 3), key=error)", "2", "the number of factors is not chosen", PSM_TESTS),
+    Fault(f"{PSM}_fit.py", "counts[::-1], macs", "counts, macs", "counts of the transposed not turned", PSM_TESTS),
+    Fault(
+        f"{PSM}_fit.py", "in reversed(result.factors)", "in result.factors", "factors transposed in place", PSM_TESTS
+    ),
+    Fault(f"{PSM}_fit.py", "factors[-1] * scale]", "factors[-1]]", "an error that is not the factors'", PSM_TESTS),
+    Fault(f"{PSM}_fit.py", "if not shared or rest < 1:", "if True:", "worse than the largest entries", PSM_TESTS),
+    Fault(f"{PSM}_moves.py", "values[dropped.indices[:pairs]] = 0", "pass", "swaps add and drop nothing", PSM_TESTS),
+    Fault(f"{PSM}_moves.py", "= heights * widths", "= heights + 0 * widths", "scales of one side", PSM_TESTS),
+    Fault(f"{PSM}_moves.py", "return slope / self.widths", "return slope", "unbalanced weighted slope", PSM_TESTS),
+    Fault(f"{PSM}_moves.py", "moved = moved - slope", "moved = moved + slope", "uphill", PSM_TESTS),
+    Fault(
+        SPARSE, "ctx.pattern, not ctx.transposed)", "ctx.pattern, ctx.transposed)", "gradient by S, not S^T", PSM_TESTS
+    ),
+    Fault(SPARSE, "(x, slope) if ctx.transposed else (slope, x)", "slope, x", "sides of values of S^T", PSM_TESTS),
+    Fault(SPARSE, "for each in (pattern.rows, values)", "for each in (pattern.columns, values)", "no order", PSM_TESTS),
+    Fault(
+        SPARSE, "apply(slope, left, ctx.pattern, True)", "apply(slope, left, ctx.pattern, False)", "twice", PSM_TESTS
+    ),
+    Fault(BUTTERFLY, "low + high]", "high + low]", "factors in the wrong order", BUTTERFLY_TESTS),
+    Fault(
+        BUTTERFLY,
+        "for index in range(first, self.depth):",
+        "for index in reversed(range(first, self.depth)):",
+        "butterflies in the wrong order",
+        BUTTERFLY_TESTS,
+    ),
+    Fault(BUTTERFLY, "0.5 / (self.levels * self.depth)", "0.5 / self.levels", "variance of one", BUTTERFLY_TESTS),
+    Fault(BUTTERFLY, '"depth": budget // numbers', '"depth": 1', "budget not used", BUTTERFLY_TESTS),
     Fault(HODLR, "level) ^ 1) + 2", "level)) + 2", "a leaf meets its own sums, not those of the other side"),
     Fault(HODLR, "self.variance * size / self.rank", "self.variance * size", "initial variance grows with the rank"),
     Fault(

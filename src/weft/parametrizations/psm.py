@@ -45,8 +45,8 @@ class PSM(Parametrization):
     """A product of sparse matrices with fixed patterns: W = S_1 S_2 ... S_J.
 
     The nearest of all families to a matrix without structure, number for number: positions are stored beside the values
-    (one index of 4 bytes per number, not counted in the share). Choose it where the error decides and the layer is
-    large, on the CPU. Unstructured sparsity is slow: from a share of about 0.2, or on accelerators, or in training, a
+    (see ``share_with_indices``; they are not counted in the share). Choose it where the error decides and the layer is
+    large, on the CPU. Unstructured sparsity is slow: from a share of about 0.2, in small layers, and on accelerators, a
     dense layer is faster; ``monarch`` has the regular pattern that is fast everywhere.
 
     Args:
@@ -54,7 +54,7 @@ class PSM(Parametrization):
         nonzeros: T, stored numbers of all factors together, in factors..out*in; or use ``share``.
         factors: J, number of factors, at least 2.
         last_share: part of the numbers that the last factor S_J gets, in (0, 1); those of the others rise or fall
-            linearly towards it. None tries nine values in ``fit_`` (fewer for large matrices) and starts from 1/J.
+            linearly towards it. None starts from 1/J, and ``fit_`` moves numbers between the factors.
         positions: kernel positions per input channel, see ``Parametrization``.
         variance: of the entries after ``reset_parameters``, None for 1/(3*in).
         device: as in torch.
@@ -79,7 +79,8 @@ class PSM(Parametrization):
 
     Source:
         Le Magoarou and Gribonval 2016, Flexible multi-layer sparse approximations of matrices and applications,
-        sections III and IV, https://arxiv.org/abs/1506.07300.
+        sections III and IV, https://arxiv.org/abs/1506.07300; fitted with inertia, from more starts and with swaps of
+        positions, see ``psm_fit``.
 
     Example:
         >>> p = PSM((8, 12), nonzeros=40)
@@ -254,10 +255,15 @@ class PSM(Parametrization):
             self.values.zero_()
             return
         shared, scaled = self.last_share is None, (target / size).float()
-        result = sparse_factors(scaled, _counts(self.nonzeros, self.factors, self.last_share), shared=shared)
-        if gram is not None:
+        counts = _counts(self.nonzeros, self.factors, self.last_share)
+        if gram is None:
+            result = sparse_factors(scaled, counts, shared=shared)
+        else:  # patterns bear a scale for every column: what remains for the weighted rounds is what joins inputs
             weights = (gram / gram.diagonal().sum().clamp(min=torch.finfo(gram.dtype).tiny)).float()
-            start = found(scaled, result.factors, weights)
+            root = weights.diagonal().clamp(min=0).sqrt()
+            root = root.clamp(min=max(1e-4 * float(root.max()), 1e-30))
+            *factors, last = sparse_factors(scaled * root, counts, shared=shared).factors
+            start = found(scaled, [*factors, last / root], weights)
             result = rounds(scaled, start, 90, gram=weights, shared=shared, parts=(0.1, 0.02))
         self._take(result.factors, size)
         refine(self, target, gram, steps=min(60, max(3, 10**11 // self.build_cost())))
@@ -305,8 +311,18 @@ class PSM(Parametrization):
 
         return {**sized, "factors": min((2, 3), key=error)}
 
+    @property
+    def share_with_indices(self) -> float:
+        """As ``share``, but counting the indices too that a product reads: each number's column, each row's start.
+
+        An index takes 4 bytes, a number of fp32 as well. The row of each number is stored beside them, for the products
+        that no sparse kernel runs.
+        """
+        return (self.nonzeros + len(self.column_index) + len(self.starts)) / math.prod(self.shape)
+
     def extra_repr(self) -> str:
-        return f"shape={self.shape}, nonzeros={self.counts}, share={self.share:.3g}"
+        shares = f"share={self.share:.3g}, share_with_indices={self.share_with_indices:.3g}"
+        return f"shape={self.shape}, nonzeros={self.counts}, {shares}"
 
 
 def _cut(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -342,8 +358,8 @@ register(
         source="Le Magoarou and Gribonval 2016, https://arxiv.org/abs/1506.07300",
         options={
             "nonzeros": "stored numbers of all factors, factors..out*in; or give share",
-            "factors": "number of factors, from 2; default 2",
-            "last_share": "part of the numbers in the last factor, in (0, 1); default: the best that fit_ finds",
+            "factors": "number of factors, from 2; default 2, or what suits a target better, 2 or 3",
+            "last_share": "part of the numbers in the last factor, in (0, 1); default: what fit_ finds best",
         },
         parameters="nonzeros",
         cost="rows*nonzeros",

@@ -71,7 +71,7 @@ def best_start(target: Tensor, counts: list[int], *, shared: bool) -> Found:
     """The start from which the first rounds come nearest.
 
     Starts are the identity on either side of the target, of which proximal sweeps make sparse factors, and its singular
-    vectors, thinned out; of large matrices only the first, with the identity on the shorter side.
+    vectors, thinned out; of large matrices only the first, with the identity on the shorter side, or two.
 
     Args:
         target: (O, I), not zero.
@@ -88,12 +88,12 @@ def best_start(target: Tensor, counts: list[int], *, shared: bool) -> Found:
         lambda: _transposed(_from_identity(target.T.contiguous(), counts[::-1], macs, shared)),
     ]
     starts = starts if target.shape[0] <= target.shape[1] else starts[::-1]
-    if macs < 5 * len(counts) ** 2 * min(target.shape) * target.numel():
-        starts = starts[:1]
+    each = 5 * len(counts) ** 2 * target.numel()  # of a width of 1; the widest start is the last one
+    affordable = starts[: 1 + sum(macs >= each * width for width in target.shape)]
     tried = []
-    for start in starts:
+    for start in affordable:
         tried.append(rounds(target, start(), 40, macs, shared=shared, parts=(0.2, 0.1)))
-        _log.info("psm: start %d of %d, relative error %.4f", len(tried), len(starts), tried[-1].error)
+        _log.info("psm: start %d of %d, relative error %.4f", len(tried), len(affordable), tried[-1].error)
     return min(tried, key=lambda result: result.error)
 
 

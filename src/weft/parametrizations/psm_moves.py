@@ -39,7 +39,7 @@ def _product(factors: list[Tensor]) -> Tensor | None:
     return torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0] if factors else None
 
 
-class _Sides:
+class Sides:
     """The products to the left and to the right of a factor, with columns and rows of length 1 and those lengths.
 
     Rows are measured by a Gram matrix where one is given.
@@ -119,7 +119,7 @@ def sweeps(
         if shared and sweep > 1:
             now = _shared_out(magnitudes, sum(now))
         for place, count in enumerate(now):
-            sides = _Sides(factors, place)
+            sides = Sides(factors, place)
             moved = (factors[place] + _INERTIA * (factors[place] - before[place])) * sides.lengths
             slope = sides.slope(sides.around(moved) - target)
             moved = moved - slope / (1.02 * sides.steepness(vectors[place])).clamp(min=1e-30)
@@ -156,7 +156,7 @@ def swapped(
     residual = residual if gram is None else residual @ gram
     entries = []
     for place, factor in enumerate(factors):
-        sides = _Sides(factors, place, gram)
+        sides = Sides(factors, place, gram)
         slope, stored = sides.slope(residual), factor != 0
         lost = torch.where(stored, (factor * sides.lengths).abs(), math.inf)
         gained = torch.where(stored, 0, slope.abs())
