@@ -71,6 +71,7 @@ TOEPLITZ_TESTS = ("tests/parametrizations/test_toeplitz_like.py",)
 REGISTRY, FORMULAS = "parametrizations/registry.py", "parametrizations/formulas.py"
 LEARNING_RATES = ("tests/parametrizations/test_learning_rates.py",)
 LDR, KRYLOV, LDR_FIT = (f"parametrizations/ldr{part}.py" for part in ("", "_krylov", "_fit"))
+LDR_TESTS = ("tests/parametrizations/test_ldr.py",)
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 MODES, CHUNKS = "modes.py", "layers/chunks.py"
 
@@ -266,22 +267,15 @@ FAULTS = [
         "states larger than a cut needs",
     ),
     Fault(SEMI, "> error:  # directions", "< error:  # directions", "the best weighted outputs are thrown away"),
-    Fault(KRYLOV, "operator[2].roll(1), operator[1]", "operator[2], operator[1]", "transposed operator shifted"),
-    Fault(KRYLOV, "x[: reach + pieces * length - side]", "x[: reach]", "stretches that do not fit the side"),
-    Fault(KRYLOV, "(count - have) * width], sizes", "sizes.reach * width], sizes", "a last step longer than needed"),
-    Fault(
-        LDR, "matrix = few + krylov.step(column_power", "matrix = krylov.step(column_power", "terms forgotten by Horner"
-    ),
-    Fault(LDR, "(self.rank * self.terms)) ** 0.25", "self.rank) ** 0.25", "initial variance grows with the terms"),
-    Fault(LDR, "torch.autocast(device, enabled=False)", "torch.autocast(device)", "powers in half precision"),
-    Fault(LDR, "(budget - operators) // sum", "(budget - 3 * operators) // sum", "not the largest rank"),
-    Fault(
-        LDR_FIT,
-        "return (1.0, -1.0) if shape[0] // math.gcd(*shape) % 2 else (-1.0, 1.0)",
-        "return (1.0, -1.0)",
-        "shifts that share an eigenvalue",
-    ),
-    Fault(LDR_FIT, "column_values if hankel else", "column_values if False else", "no start for Hankel matrices"),
+    Fault(KRYLOV, "operator[2].roll(1), operator[1]", "operator[2], operator[1]", "a shifted transpose", LDR_TESTS),
+    Fault(KRYLOV, "x[: reach + pieces * length - side]", "x[: reach]", "stretches that do not fit the side", LDR_TESTS),
+    Fault(KRYLOV, "(count - have) * width], sizes", "sizes.reach * width], sizes", "a last step too long", LDR_TESTS),
+    Fault(LDR, "matrix = few + krylov", "matrix = krylov", "terms forgotten by Horner's rule", LDR_TESTS),
+    Fault(LDR, "* self.terms)) ** 0.25", ")) ** 0.25", "initial variance grows with the terms"),
+    Fault(LDR, "torch.autocast(device, enabled=False)", "torch.autocast(device)", "half-precision powers", LDR_TESTS),
+    Fault(LDR, "(budget - operators) // sum", "(budget - 3 * operators) // sum", "not the largest rank", LDR_TESTS),
+    Fault(LDR_FIT, "return (1.0, -1.0) if", "return (1.0, -1.0) if True or", "eigenvalues that meet", LDR_TESTS),
+    Fault(LDR_FIT, "column_values if hankel else", "column_values if False else", "no Hankel start", LDR_TESTS),
     Fault(KRON, "self._mixing().permute(1, 2, 0)", "self._mixing().permute(2, 1, 0)", "A transposed in linear()"),
     Fault(KRON, "self.mixing.norm(dim=0,", "self.mixing.norm(dim=1,", "A normalised along the wrong side"),
     Fault(FIT, "mixing[:count] = u[:, :count].T * scale", "mixing[:count] = u[:, :count].T", "fit off by a factor"),
