@@ -276,11 +276,11 @@ register(
         weight_decay={"row_operator": False, "column_operator": False, "left": True, "right": True},
         lr_multiplier={  # a step on an operator acts in all of its powers
             **dict.fromkeys(("row_operator", "column_operator"), "0.2/gain"),
-            **dict.fromkeys(("left", "right"), "0.16*(max(out, in)/(2*rank))^0.5/gain^0.5"),
+            **dict.fromkeys(("left", "right"), "0.03*(max(out, in)/(2*rank))^0.5/gain^0.5"),
         },
         sgd_multiplier={
             **dict.fromkeys(("row_operator", "column_operator"), "0.02/gain^2"),
-            **dict.fromkeys(("left", "right"), "0.1/rank^0.5/gain"),
+            **dict.fromkeys(("left", "right"), "0.02/rank^0.5/gain"),
         },
         launches=100,  # a chain of small products
         efficiency=0.25,

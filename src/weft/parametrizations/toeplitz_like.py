@@ -186,8 +186,8 @@ register(
         parameters="2*rank*max(out, in)",
         cost="(rows*(2*rank + 2) + 2*rank)*macs_per_transform + 4*rows*rank*max(out, in)",
         weight_decay={"left": True, "right": True},
-        lr_multiplier=dict.fromkeys(("left", "right"), "0.16*(max(out, in)/rank)^0.5/gain^0.5"),
-        sgd_multiplier=dict.fromkeys(("left", "right"), "0.2/rank^0.5/gain"),
+        lr_multiplier=dict.fromkeys(("left", "right"), "0.03*(max(out, in)/rank)^0.5/gain^0.5"),
+        sgd_multiplier=dict.fromkeys(("left", "right"), "0.05/rank^0.5/gain"),
         launches=45,
         efficiency=0.3,
         export_path="dense",  # the factored product builds the matrix there, too
