@@ -50,8 +50,8 @@ class LDR(Parametrization):
     Parameters stored:
         left (O, R): G; right (I, R): H; both take weight decay. row_operator (3, O): A, the entries of row i at the
         columns i - 1, i and i + 1, which go around; column_operator (3, I): B likewise. The operators take none, which
-        would shrink A^j more and more, and three tenths of the learning rate: their change is felt in all powers. (With
-        Adam at 1e-2, the loss of a layer of 1024 first grows tenfold at the full rate, and not at this one.)
+        would shrink A^j more and more, and a small part of the learning rate: their change is felt in all powers. (With
+        Adam at 1e-2, the loss of a layer of 1024 first grows tenfold at the full rate, and not at three tenths of it.)
 
     Initial law:
         A and B are shifts of which one changes the sign of what goes around: orthogonal, so no power grows or vanishes.
