@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Numbers that a chunk may pass on, some megabytes: what the caches of a processor hold beside the factors.
-_CACHED = 2**20
-#: Fewer rows than that leave the processor's matrix products below their speed.
-_FEWEST = 128
+#: Numbers that a chunk may pass on: some megabytes, what the caches of a processor hold beside the factors.
+_CACHED = 2**21
+#: Fewer rows leave the processor's matrix products below their speed, more bring nothing.
+_FEWEST, _MOST = 128, 256
 
 
 def chunk_rows(traffic: int) -> int:
@@ -24,9 +24,9 @@ def chunk_rows(traffic: int) -> int:
 
     Example:
         >>> chunk_rows(2048), chunk_rows(100_000)
-        (512, 128)
+        (256, 128)
     """
-    return max(_CACHED // max(traffic, 1), _FEWEST)
+    return min(max(_CACHED // max(traffic, 1), _FEWEST), _MOST)
 
 
 def in_chunks(product: Callable[[Tensor], Tensor], x: Tensor, traffic: int, bias: Tensor | None = None) -> Tensor:

@@ -106,7 +106,7 @@ def seconds(
     dense = out_features * in_features
 
     def product(macs: int, numbers: int, launches: int = 1, efficiency: float = 1.0) -> float:
-        work_s = max(macs / (speed.macs_per_s * efficiency), numbers * itemsize / speed.bytes_per_s)
+        work_s = max(macs / speed.macs_per_s, numbers * itemsize / speed.bytes_per_s) / efficiency
         return launches * (speed.launch_s + floor_s) + work_s
 
     activations = rows * (out_features + in_features)

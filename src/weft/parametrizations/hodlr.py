@@ -433,7 +433,7 @@ register(
             "left": "in/(in/2^(depth - 1) + 0.33*(depth - 1)*rank)/min(depth, 2)",
             "right": "0.5/(0.07 + 0.03*out/rank)^0.5/gain^2",
         },
-        launches=20,
+        launches=45,  # sums over the nodes of every level, and views
         efficiency=0.4,
     )
 )

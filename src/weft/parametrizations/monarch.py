@@ -327,7 +327,7 @@ register(
             "left": "0.5*in/(blocks*rank)",
             "right": "0.17*blocks/(1 + height/(blocks*rank))^0.5/gain^2",
         },
-        launches=7,  # two products, and shuffles that cost as much as small kernels
-        efficiency=0.25,
+        launches=14,  # two products, and shuffles that cost as much as small kernels
+        efficiency=0.45,
     )
 )

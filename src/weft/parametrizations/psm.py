@@ -244,6 +244,10 @@ class PSM(Parametrization):
     def cost(self, rows: int) -> int:
         return rows * self.nonzeros
 
+    @property
+    def traffic(self) -> int:
+        return 2 * self.factors * max(self.shape)
+
     def build_cost(self) -> int:
         return self.shape[0] * sum(math.prod(side) for side in self.sides[1:])
 

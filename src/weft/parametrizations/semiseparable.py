@@ -357,7 +357,7 @@ register(
             "upper_state": "0.3/max(state, 1)/gain^2",
             "upper_output": "0.3*in/max(state, 1)",
         },
-        launches=180,  # two thirds of them views and small copies, which cost as much as small kernels
-        efficiency=0.25,
+        launches=110,  # two thirds of them views and small copies, which cost as much as small kernels
+        efficiency=0.4,
     )
 )
