@@ -8,6 +8,7 @@ from weft.parametrizations import (
     LDR,
     PSM,
     Butterfly,
+    Chain,
     Dense,
     HMat,
     Kronecker,
@@ -172,6 +173,16 @@ SPARSE_OF_THREE = Case(
     lambda p: oracles.sparse_product(p.values, p.row_index, p.column_index, p.counts, p.shape),
     expected_failures=SPARSE.expected_failures,
 )
+CHAIN = Case(
+    "chain_depth3",
+    lambda shape, **common: Chain(shape, depth=3, width=1.5, **common),
+    lambda p: oracles.product_of_two(p.last, oracles.product_of_two(p.inner[0], p.first)),
+)
+CHAIN_NARROW = Case(
+    "chain_narrow",
+    lambda shape, **common: Chain(shape, depth=3, width=0.75, **common),
+    lambda p: oracles.product_of_two(oracles.product_of_two(p.last, p.inner[0]), p.first),
+)
 TOEPLITZ = Case(
     "toeplitz_like",
     lambda shape, **common: ToeplitzLike(shape, rank=2, **common),
@@ -190,5 +201,5 @@ CASES = (
     *(SSS, SSS_UNEVEN, LOW_DISPLACEMENT, STEPPED_DISPLACEMENT, HIERARCHY, UNEVEN_HIERARCHY),
     *(GRID, UNEVEN_GRID, BLOCKS, UNEVEN_BLOCKS),
     *(MONARCH, MONARCH_RANK, BUTTERFLY, BUTTERFLY_DEPTH, SPARSE, SPARSE_OF_THREE),
-    *(TOEPLITZ, TOEPLITZ_ODD),
+    *(TOEPLITZ, TOEPLITZ_ODD, CHAIN, CHAIN_NARROW),
 )

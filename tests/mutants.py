@@ -37,6 +37,7 @@ TESTS = {
     "layers": tuple(
         f"{LAYERS}/test_{part}.py" for part in ("plain", "weight", "paths", "cache", "cache_staleness", "initial_law")
     ),
+    "overparam": ("tests/overparam/test_forms.py", "tests/overparam/test_states.py"),
     "surgery": ("tests/surgery",),
     "cli/approximate": ("tests/cli/test_approximate.py",),
 }
@@ -585,6 +586,39 @@ FAULTS = [
     ),
     Fault("cli/approximate/sources.py", "math.prod(tensor.shape[2:])", "1", "kernel positions forgotten"),
     Fault("surgery/groups.py", "(lr * multiplier,", "(lr,", "learning-rate multipliers ignored"),
+    # ------------------------------------------------------------ over-parametrisation
+    Fault(
+        "parametrizations/chain.py",
+        "s[:rank] ** (1 / self.depth)",
+        "s[:rank] ** 0.5",
+        "chain factors have unequal parts",
+        ("tests/parametrizations/test_chain.py",),
+    ),
+    Fault(
+        "parametrizations/chain.py",
+        "min(self.shape) + self.shape[0]",
+        "max(self.shape) + self.shape[0]",
+        "the chain is multiplied in the dearer order",
+        ("tests/parametrizations/test_chain.py",),
+    ),
+    Fault("overparam/compose.py", "(k // 2, k - 1 - k // 2)", "(k - 1 - k // 2, k // 2)", "centre of even kernels"),
+    Fault("overparam/compose.py", "variance + norm.eps", "variance + 1e-5", "eps of the norm is ignored"),
+    Fault("overparam/compose.py", "_add(bias, passed)", "bias", "biases do not pass along skips"),
+    Fault("overparam/compose.py", "kernel.flatten(2).sum(2)", "kernel.flatten(2).mean(2)", "bias through a kernel"),
+    Fault("overparam/conv.py", "self.dilation[dim] * (k // 2)", "k // 2", "skips forget the dilation"),
+    Fault("overparam/conv.py", "if end == self.depth else 1", "if end < 0 else 1", "skips forget the stride"),
+    Fault("overparam/base.py", "expanded or (self.training and len(self.norms))", "expanded", "norms do not train"),
+    Fault("overparam/base.py", "if self.training and self.batch_norm:", "if False:", "folded in training"),
+    Fault("overparam/base.py", "if module is self.layers[-1] else 1.0", "if module is None else 1.0", "last gain"),
+    Fault(
+        "layers/cache.py",
+        "sum(part._version for part in built if part is not None)",
+        "sum(0 for part in built if part is not None)",
+        "writes to a kept kernel are not seen",
+        ("tests/overparam/test_states.py",),
+    ),
+    Fault("overparam/factor.py", "s ** (1 / depth)", "s ** 0.5", "factors of a kernel", ("tests/surgery",)),
+    Fault("surgery/overparameterize.py", "carry_hooks(module, layer)", "pass", "hooks of the plain layer are lost"),
     Fault(REGISTRY, "evaluate(rule, numbers) if", "1.0 if", "formulas of learning rates ignored"),
     Fault(REGISTRY, 'if optimizer == "sgd" else', "if not optimizer else", "SGD with the multipliers of Adam"),
     Fault(

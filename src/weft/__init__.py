@@ -49,6 +49,11 @@ from weft.layers import ResidualGate
 from weft.layers import SSSLinear
 from weft.layers import TLLinear
 from weft.layers import clear_cache
+from weft.overparam import EPConv1d
+from weft.overparam import EPConv2d
+from weft.overparam import EPConv3d
+from weft.overparam import EPLinear
+from weft.overparam import effective_rank
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
 from weft.plots import plot_partition
@@ -56,6 +61,7 @@ from weft.surgery import algebra_penalty
 from weft.surgery import approximate
 from weft.surgery import convert
 from weft.surgery import fold
+from weft.surgery import overparameterize
 from weft.surgery import parameter_groups
 from weft.surgery import summary
 from weft.surgery import verify
@@ -72,6 +78,10 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "EPConv1d",
+    "EPConv2d",
+    "EPConv3d",
+    "EPLinear",
     "Embedding",
     "HEDLRLinear",
     "HMatLinear",
@@ -105,8 +115,10 @@ __all__ = [
     "approximate",
     "clear_cache",
     "convert",
+    "effective_rank",
     "families",
     "fold",
+    "overparameterize",
     "parameter_groups",
     "parametrizations",
     "plot_partition",

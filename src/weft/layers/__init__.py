@@ -11,6 +11,7 @@ from weft.layers.conv import ConvTranspose1d
 from weft.layers.conv import ConvTranspose2d
 from weft.layers.conv import ConvTranspose3d
 from weft.layers.embedding import Embedding
+from weft.layers.foldable import Foldable
 from weft.layers.gate import ResidualGate
 from weft.layers.linear import Linear
 from weft.layers.named import HEDLRLinear
@@ -52,6 +53,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "Foldable",
     "HEDLRLinear",
     "HMatLinear",
     "HODLRLinear",

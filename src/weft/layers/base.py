@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, SizeError, nearest_name
 from weft.layers.cache import WeightCache, count_sources
+from weft.layers.foldable import Foldable
 from weft.layers.paths import Explanation, explain, plan
 from weft.modes import in_transform, is_autocast, is_tracing, plain_arithmetic
 from weft.parametrizations import Parametrization, Stage, make, record_of
@@ -24,7 +25,7 @@ PATHS = ("auto", "factored", "dense")
 INITS = ("default", "he", "glorot")
 
 
-class Layer(nn.Module, abc.ABC):
+class Layer(Foldable):
     """A layer of torch whose weight is described by a parametrization.
 
     Subclasses give the plain class, its geometry and the forward pass. They set up through ``_set_up``.

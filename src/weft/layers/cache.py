@@ -39,7 +39,7 @@ def _watch_optimizers() -> None:
 
 
 class WeightCache:
-    """Holder of at most one built weight, or one list of stages; copies and pickles of it are empty."""
+    """Holder of at most one built weight, tuple of weights or list of stages; copies and pickles of it are empty."""
 
     __slots__ = ("entry",)
 
@@ -63,10 +63,11 @@ class WeightCache:
             tag: distinguishes layouts of the same matrix.
             num_sources: number of tensors the owner had when it was registered; fewer means that something
                 (FSDP's flat parameters) took them away.
-            build: makes the weight or the stages; called without gradients and autocast.
+            build: makes the weight, a tuple of weights (None among them) or the stages; called without gradients and
+                autocast.
 
         Returns:
-            what ``build`` gave, a weight in the autocast type of the moment; or None.
+            what ``build`` gave, weights in the autocast type of the moment; or None.
         """
         if not is_plain():
             return None
@@ -118,11 +119,9 @@ class WeightCache:
         with plain_arithmetic(device):
             built = build()
             if isinstance(built, Tensor):
-                built = built.detach()
-                if cast is not None and built.dtype != torch.float64:  # autocast leaves double precision alone
-                    built = built.to(cast)
-                # As the plain layer's weight: torch takes faster kernels for weights that ask for gradients.
-                built.requires_grad_(wants_gradients)
+                built = _finished(built, cast, wants_gradients)
+            elif isinstance(built, tuple):
+                built = tuple(None if part is None else _finished(part, cast, wants_gradients) for part in built)
         version = _version(built)
         self.entry = (
             owner, tag, epoch, device, cast, built, version, stamps, tuple(modules), wants_gradients, alive
@@ -130,9 +129,20 @@ class WeightCache:
         return built
 
 
+def _finished(weight: Tensor, cast: torch.dtype | None, wants_gradients: bool) -> Tensor:
+    """A built weight as it is kept."""
+    weight = weight.detach()
+    if cast is not None and weight.dtype != torch.float64:  # autocast leaves double precision alone
+        weight = weight.to(cast)
+    # As the plain layer's weight: torch takes faster kernels for weights that ask for gradients.
+    return weight.requires_grad_(wants_gradients)
+
+
 def _version(built: Any) -> int:
-    """Version of a weight that a user may have got hold of and written to; stages are never handed out."""
-    return built._version if isinstance(built, Tensor) else 0
+    """Version of what a user may have got hold of and written to; stages (lists) are never handed out."""
+    if isinstance(built, Tensor):
+        return built._version
+    return sum(part._version for part in built if part is not None) if isinstance(built, tuple) else 0
 
 
 def _sources(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from weft.errors import FoldError, OptionError, WeftError
 from weft.layers.base import Layer
+from weft.layers.foldable import Foldable
 from weft.layers.linear import Linear
 from weft.modes import in_transform
 from weft.parametrizations import Parametrization, Stacked, check_options, make
@@ -23,7 +24,7 @@ from weft.parametrizations import Parametrization, Stacked, check_options, make
 Maker = Callable[..., Parametrization]
 
 
-class Composite(nn.Module, abc.ABC):
+class Composite(Foldable):
     """A module of torch whose weights are described by parametrizations of one family."""
 
     _version = 1
@@ -243,7 +244,7 @@ class Composite(nn.Module, abc.ABC):
         return ", ".join(f"{k}={v!r}" for k, v in self._arguments().items())
 
 
-def weft_modules(model: nn.Module) -> Iterator[tuple[str, Layer | Composite]]:
+def weft_modules(model: nn.Module) -> Iterator[tuple[str, Foldable]]:
     """The layers of Weft in a model, not the parts that a composite holds.
 
     Args:
@@ -254,7 +255,7 @@ def weft_modules(model: nn.Module) -> Iterator[tuple[str, Layer | Composite]]:
     """
     inner: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, Layer | Composite) and module not in inner:
+        if isinstance(module, Foldable) and module not in inner:
             inner.update(module.modules())
             yield name, module
 
@@ -288,5 +289,5 @@ def clear_cache(model: nn.Module) -> None:
         >>> weft.clear_cache(model)
     """
     for module in model.modules():
-        if isinstance(module, Layer | Composite):
+        if isinstance(module, Foldable):
             module.clear_cache()

@@ -10,6 +10,7 @@ from weft.parametrizations.base import Parametrization
 from weft.parametrizations.base import Stage
 from weft.parametrizations.base import StageShape
 from weft.parametrizations.butterfly import Butterfly
+from weft.parametrizations.chain import Chain
 from weft.parametrizations.dense import Dense
 from weft.parametrizations.hedlr import HEDLR
 from weft.parametrizations.hmat import HMat
@@ -39,6 +40,7 @@ __all__ = [
     "PSM",
     "Block",
     "Butterfly",
+    "Chain",
     "Dense",
     "Family",
     "HMat",

@@ -8,6 +8,7 @@ from weft.surgery.convert import Converted
 from weft.surgery.convert import convert
 from weft.surgery.fold import fold
 from weft.surgery.groups import parameter_groups
+from weft.surgery.overparameterize import overparameterize
 from weft.surgery.penalty import algebra_penalty
 from weft.surgery.summary import Row
 from weft.surgery.summary import Summary
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "convert",
     "fold",
+    "overparameterize",
     "parameter_groups",
     "summary",
     "verify",

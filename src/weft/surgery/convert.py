@@ -23,6 +23,7 @@ from weft.layers import (
     ConvTranspose2d,
     ConvTranspose3d,
     Embedding,
+    Foldable,
     Layer,
     Linear,
     MultiheadAttention,
@@ -173,15 +174,15 @@ def convert(
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
-    owners = _owners(places)
+    owners = owners_of_parameters(places)
     replacements: dict[nn.Module, nn.Module] = {}
     converted: list[Converted] = []
     skipped: dict[str, str] = {}
     done: set[nn.Module] = set()  # parts of what was replaced as a whole
     for module, names in places.items():
-        if not isinstance(module, (*_CANDIDATES, Layer, Composite)) or module in done:
+        if not isinstance(module, (*_CANDIDATES, Foldable)) or module in done:
             continue
-        reason = _obstacle(module, owners)
+        reason = obstacle(module, owners)
         if reason is None and where is not None and not any(where(name, module) for name in names):
             reason = "where(name, module) said no"
         if reason is None:
@@ -191,6 +192,8 @@ def convert(
                 reason = str(error)
         if reason is not None:
             skipped[names[0]] = reason
+            if isinstance(module, Foldable):
+                done.update(module.modules())
             continue
         carry_hooks(module, layer)
         replacements[module] = layer
@@ -208,8 +211,15 @@ def convert(
     return (new, ConversionReport(tuple(converted), skipped)) if return_report else new
 
 
-def _owners(places: dict[nn.Module, list[str]]) -> dict[int, list[str]]:
-    """Which modules hold a parameter, by the parameter's identity."""
+def owners_of_parameters(places: dict[nn.Module, list[str]]) -> dict[int, list[str]]:
+    """Which modules hold a parameter.
+
+    Args:
+        places: module to the names under which it stands in the model.
+
+    Returns:
+        identity of a parameter to the first names of its modules.
+    """
     owners: dict[int, list[str]] = {}
     for module, names in places.items():
         for parameter in module._parameters.values():
@@ -218,9 +228,17 @@ def _owners(places: dict[nn.Module, list[str]]) -> dict[int, list[str]]:
     return owners
 
 
-def _obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
-    """Why a layer cannot be replaced whatever the family, None if it can."""
-    if isinstance(module, Layer | Composite):
+def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+    """Why a layer cannot be replaced whatever the new weight is.
+
+    Args:
+        module: a layer of torch or of Weft.
+        owners: as ``owners_of_parameters`` gives them.
+
+    Returns:
+        the reason, None if it can be replaced.
+    """
+    if isinstance(module, Foldable):
         return "it is a Weft layer already; fold the model first to convert it anew"
     if type(module) not in _REPLACEMENTS:
         return f"{type(module).__name__} is a subclass of a plain layer and may compute something else"

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from weft.layers import Composite, Layer
+from weft.layers import Composite, Foldable, Layer
 from weft.layers.composite import parametrizations_of, weft_modules
+from weft.overparam import EPLayer
 from weft.surgery.tables import format_table
 from weft.surgery.walk import call, evaluation
 
@@ -98,21 +99,13 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     macs = {} if example is None else _count(model, example)
     rows: list[Row] = []
     dense = 0
-    ours: dict[nn.Module, Layer | Composite] = {module: module for _, module in weft_modules(model)}
+    ours: dict[nn.Module, Foldable] = {module: module for _, module in weft_modules(model)}
     inside = {part for module in ours for part in module.modules()}
     for name, module in model.named_modules():
         if module in ours:
-            layer = ours[module]
-            weights = parametrizations_of(layer)
-            own = sum(p.numel() for p in layer.parameters())
-            stored, size = sum(w.num_parameters for w in weights), sum(math.prod(w.shape) for w in weights)
-            dense += own - stored + size
-            if example is None:
-                count = sum(min(w.cost(1), math.prod(w.shape)) for w in weights)
-            else:
-                count = sum(macs.get(part, 0) for part in layer.modules())
-            families = "+".join(dict.fromkeys(w.family or type(w).__name__ for w in weights))
-            rows.append(Row(name, type(layer).__name__, families, own, stored / size, count, layer.fit_error))
+            row, size = _row(name, ours[module], None if example is None else macs)
+            rows.append(row)
+            dense += size
             continue
         if module in inside:
             continue  # part of a Weft layer that is counted already
@@ -126,12 +119,32 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     return Summary(tuple(rows), dense, example is None)
 
 
+def _row(name: str, layer: Foldable, macs: dict[nn.Module, int] | None) -> tuple[Row, int]:
+    """The row of a Weft layer, and the numbers of the plain one."""
+    own = sum(p.numel() for p in layer.parameters())
+    count = 0 if macs is None else sum(macs.get(part, 0) for part in layer.modules())
+    if isinstance(layer, EPLayer):
+        size, bias = layer.effective_size
+        share = sum(p.numel() for p in layer.factors()) / size
+        count = size if macs is None else count
+        return Row(name, type(layer).__name__, layer.family, own, share, count, layer.fit_error), size + bias
+    assert isinstance(layer, Layer | Composite), "there are no other Weft layers"
+    weights = parametrizations_of(layer)
+    stored, size = sum(w.num_parameters for w in weights), sum(math.prod(w.shape) for w in weights)
+    if macs is None:
+        count = sum(min(w.cost(1), math.prod(w.shape)) for w in weights)
+    families = "+".join(dict.fromkeys(w.family or type(w).__name__ for w in weights))
+    return Row(name, type(layer).__name__, families, own, stored / size, count, layer.fit_error), own - stored + size
+
+
 def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
     """Multiply-adds of every layer in one evaluation of the example."""
     macs: dict[nn.Module, int] = {}
 
     def hook(module: Any, inputs: tuple[torch.Tensor, ...], named: dict[str, Any], output: torch.Tensor) -> None:
-        if isinstance(module, Layer):
+        if isinstance(module, EPLayer):
+            count = output.numel() * (module.effective_size[0] // module.channels[-1])
+        elif isinstance(module, Layer):
             count = module.explain(inputs[0]).macs
         elif isinstance(module, Composite):
             by_parts = any(part in macs for part in module._layers().values())
@@ -144,10 +157,11 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
             count = output.numel() * module.in_features
         macs[module] = macs.get(module, 0) + count
 
+    inside = {part for m in model.modules() if isinstance(m, EPLayer) for part in m.modules() if part is not m}
     handles = [
         m.register_forward_hook(hook, with_kwargs=True)
         for m in model.modules()
-        if isinstance(m, (Layer, Composite, *_PLAIN))
+        if isinstance(m, (EPLayer, Layer, Composite, *_PLAIN)) and m not in inside
     ]
     try:
         with evaluation(model):
