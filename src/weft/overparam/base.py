@@ -37,6 +37,9 @@ from weft.overparam.factor import balanced_factors
 
 BatchNorm = bool | Literal["output"]
 _MODES = ("none", "learn")
+#: What putting a layer together takes over its multiply-adds: small products, and gradients taken apart again. At equal
+#: multiply-adds it measured 1.07 of the sub-layers one by one (benchmarks/ep_layers.py).
+_OVERHEAD = 1.25
 _READ_ONLY = (
     "layer.{name} is computed from layer.layers and cannot be assigned or deleted; change the sub-layers, draw them "
     "anew with layer.reset_parameters(), or get a plain layer from layer.fold()"
@@ -444,7 +447,7 @@ def _checked_pairs(
 
 
 def _break_even(shapes: Sequence[Sequence[int]], strides: int, skips: Sequence[Tensor]) -> float:
-    """The number of rows from which putting the layer together takes fewer multiply-adds than its sub-layers.
+    """The number of rows from which putting the layer together takes less work than its sub-layers.
 
     Counted for one row: sub-layers before the last one run once per input position, of which there are ``strides``
     for every output position.
@@ -455,7 +458,7 @@ def _break_even(shapes: Sequence[Sequence[int]], strides: int, skips: Sequence[T
     saved = one_by_one - composed
     if saved <= 0:
         return 0 if len(shapes) == 1 else math.inf
-    return collapse_macs(shapes) / saved
+    return _OVERHEAD * collapse_macs(shapes) / saved
 
 
 def _shared_threshold(rows: float) -> float:
