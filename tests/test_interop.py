@@ -23,14 +23,31 @@ from weft.testing.parallel import check_data_parallel
 KINDS, WRAPPED = kinds(), wrapped_kinds()
 
 
-@parametrize_with_interoperability(CASES)
+#: One case per family goes through everything; the others, of other options, through the two kinds that differ most.
+FIRST = list({case.record.name: case for case in reversed(CASES)}.values())
+OTHERS = [case for case in CASES if case not in FIRST]
+LIGHT = [replace(kind, heavy=False) for kind in WRAPPED.values()]
+
+
+@parametrize_with_interoperability(FIRST)
 def test_interoperability(case, kind, check):
     check(case, kind)
 
 
+@parametrize_with_interoperability(OTHERS, [KINDS["Linear"], KINDS["Conv2d"]])
+def test_interoperability_of_other_options(case, kind, check):
+    check(case, kind)
+
+
+@pytest.mark.slow
 @parametrize_with_interoperability(
-    [case for case in CASES if case is not PHM], [replace(kind, heavy=False) for kind in WRAPPED.values()]
+    OTHERS, [kind for name, kind in KINDS.items() if name not in {"Linear", "Conv2d"}] + LIGHT
 )
+def test_interoperability_of_other_options_in_other_modules(case, kind, check):
+    check(case, kind)
+
+
+@parametrize_with_interoperability([case for case in FIRST if case is not PHM], LIGHT)
 def test_interoperability_of_other_modules(case, kind, check):
     check(case, kind)
 
