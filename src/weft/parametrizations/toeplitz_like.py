@@ -131,7 +131,7 @@ class ToeplitzLike(Parametrization):
 
     @property
     def macs_per_transform(self) -> int:
-        """Multiply-adds of one Fourier transform of length N: 5/4 N log2 N where N is a smooth number."""
+        """Multiply-adds of one Fourier transform of length N, 5/4 N log2 N where N is a smooth number."""
         return transform_cost(self.order)
 
     def cost(self, rows: int) -> int:
