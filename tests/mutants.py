@@ -425,7 +425,7 @@ FAULTS = [
     ),
     Fault(
         CACHE,
-        "if cast is not None and built.dtype != torch.float64:",
+        "if cast is not None and weight.dtype != torch.float64:",
         "if cast is not None:",
         "double precision under autocast",
         interop("autocast"),
@@ -461,7 +461,6 @@ FAULTS = [
     Fault(CHUNKS, "torch.add(y, bias.to(y.dtype).view(y.shape[1:]), out=part)", "part.copy_(y)", "no bias in chunks"),
     Fault("layers/linear.py", ">= 2 * chunk_rows(self._traffic)", ">= 0", "few rows in chunks too"),
     Fault("layers/linear.py", "if y.shape[0] == parts:", "if True:", "features are not cut anew"),
-    Fault("layers/linear.py", "torch.add(y, bias.view(y.shape[1:]), out=target)", "target.copy_(y)", "bias lost"),
     Fault(
         CONV,
         "return torch.cat([self._by_stages(part, stages, bias, output_size) for part in parts])",
