@@ -205,6 +205,7 @@ def test_state_dict_has_the_documented_keys_only():
         "hmat": {"values", "ranks"},
         "monarch": {"left", "right"},
         "butterfly": {"factors"},
+        "chain": {"first", "inner", "last"},
         "toeplitz_like": {"left", "right"},
         "psm": {"values", "row_index", "column_index", "starts"},
     }
