@@ -12,6 +12,8 @@ from typing import Any
 from weft import parametrizations
 from weft import quaternion
 from weft.errors import WeftError
+from weft import hypernet
+from weft.hypernet import HyperNetwork
 from weft.layers import Conv1d
 from weft.layers import Conv2d
 from weft.layers import Conv3d
@@ -86,6 +88,7 @@ __all__ = [
     "HEDLRLinear",
     "HMatLinear",
     "HODLRLinear",
+    "HyperNetwork",
     "LDRLinear",
     "LRLinear",
     "Linear",
@@ -118,6 +121,7 @@ __all__ = [
     "effective_rank",
     "families",
     "fold",
+    "hypernet",
     "overparameterize",
     "parameter_groups",
     "parametrizations",

@@ -1,0 +1,255 @@
+"""One tensor per row of the batch, in the form in which a generator makes it; the product need not build it.
+
+    dense        W_b
+    from a head  W_b = scale * (H_0 + sum_k g_b[k] H_k)      so  W_b x = scale * (H_0 x + sum_k g_b[k] (H_k x))
+    scaled       W_b = diag(s_b) W diag(t_b)                 so  W_b x = s_b * (W (t_b * x))
+    low rank     W_b = A_b C_b                               so  W_b x = A_b (C_b x)
+
+Letters: B = rows, each with a network of its own; K = samples per row; I, O = features of input and output; h = width of
+the generator's last hidden layer.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.modes import is_autocast
+
+#: Writing, reading and differentiating one number of a weight that is built for one row takes as long as so many
+#: multiply-adds of a large matrix product; measured with benchmarks/hypernet.py at 4 to 64 samples per row.
+_MACS_PER_NUMBER = 100
+
+
+class RowWeights(abc.ABC):
+    """A tensor per row, (B, *shape)."""
+
+    @abc.abstractmethod
+    def dense(self) -> Tensor:
+        """The tensors themselves, (B, *shape), differentiable."""
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The product of matrices (O, I) with the samples of their rows.
+
+        Args:
+            x: (B, K, I).
+
+        Returns:
+            (B, K, O).
+        """
+        return row_products(x, self.dense())
+
+    def convolve(self, x: Tensor, conv: Any) -> Tensor:
+        """The convolution with kernels in torch's layout, without bias.
+
+        Args:
+            x: (B, K, channels, *space), padded already.
+            conv: the convolution that the kernels belong to, for its geometry.
+
+        Returns:
+            (B, K, out_channels, *space).
+        """
+        return row_convolutions(x, self.dense(), conv)
+
+    def settled(self) -> RowWeights:
+        """The same, with nothing left to choose by the number of samples: for one network and all rows of a batch."""
+        return DenseRows(self.dense())
+
+    def way(self, samples: int) -> tuple[str, str]:
+        """How ``linear`` runs.
+
+        Args:
+            samples: K.
+
+        Returns:
+            name of the path and the reason, in words.
+        """
+        return "batched matmul", "the weights of every row are built: they have no form that a product could use"
+
+    convolution_way = ("grouped convolution", "the kernels of all rows are the groups of one convolution")
+
+
+class DenseRows(RowWeights):
+    """Tensors that are there.
+
+    Args:
+        tensors: (B, *shape).
+    """
+
+    def __init__(self, tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def dense(self) -> Tensor:
+        return self.tensors
+
+
+class HeadRows(RowWeights):
+    """Tensors from the last, linear layer of a generator.
+
+    Args:
+        code: (B, h), the last hidden layer.
+        weight: (h, *shape), H_1 ... H_h.
+        bias: (*shape), H_0.
+        scale: (), the fixed standard deviation of the tensor.
+    """
+
+    def __init__(self, code: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> None:
+        self.code, self.weight, self.bias, self.scale = code, weight, bias, scale
+
+    def dense(self) -> Tensor:
+        flat = torch.addmm(self.bias.reshape(-1), self.code, self.weight.reshape(len(self.weight), -1))
+        return (flat * self.scale).reshape(len(self.code), *self.bias.shape)
+
+    def linear(self, x: Tensor) -> Tensor:
+        if self._builds(x.shape[1]):
+            return row_products(x, self.dense())
+        hidden, out, features = self.weight.shape
+        rows, samples, _ = x.shape
+        if out <= features:  # (H_k x) for every k, then their sum weighted by g: rows * h * O numbers in between
+            y = F.linear(x, self.weight.reshape(hidden * out, features)).reshape(rows, samples, hidden, out)
+            y = (self.code[:, None, :, None].to(y.dtype) * y).sum(2)
+        else:  # the outer products of g and x first: rows * h * I numbers in between
+            outer = self.code[:, None, :, None].to(x.dtype) * x[:, :, None, :]
+            matrix = self.weight.transpose(0, 1).reshape(out, hidden * features)
+            y = F.linear(outer.reshape(rows, samples, hidden * features), matrix)
+        return (y + F.linear(x, self.bias)) * self.scale.to(y.dtype)
+
+    def _builds(self, samples: int) -> bool:
+        """Whether building the weights takes less time; with one sample per row never."""
+        hidden = len(self.weight)
+        return samples > 1 and samples * hidden > hidden + samples + _MACS_PER_NUMBER
+
+    def way(self, samples: int) -> tuple[str, str]:
+        hidden, out, features = self.weight.shape
+        if self._builds(samples):
+            return "batched matmul", f"{samples} samples share the weights of a row, so building them is cheaper"
+        between = f"(rows, {hidden} hidden, {min(out, features)})"
+        order = "the input meets the head first" if out <= features else "hidden units times input meet the head"
+        return "contraction", f"the head is linear: no weight is built; {order}, {between} numbers in between"
+
+
+class ScaledRows(RowWeights):
+    """A shared tensor whose first two dimensions are scaled.
+
+    Args:
+        base: W (O, I, ...).
+        out_scale: s (B, O).
+        in_scale: t (B, I).
+    """
+
+    def __init__(self, base: Tensor, out_scale: Tensor, in_scale: Tensor) -> None:
+        self.base, self.out_scale, self.in_scale = base, out_scale, in_scale
+
+    def dense(self) -> Tensor:
+        ones = (1,) * (self.base.dim() - 2)
+        rows = len(self.out_scale)
+        return self.base * self.out_scale.reshape(rows, -1, 1, *ones) * self.in_scale.reshape(rows, 1, -1, *ones)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return F.linear(x * self.in_scale[:, None], self.base) * self.out_scale[:, None]
+
+    def convolve(self, x: Tensor, conv: Any) -> Tensor:
+        rows, samples, channels = x.shape[:3]
+        ones = (1,) * (x.dim() - 3)
+        scale = self.in_scale.repeat(1, channels // self.base.shape[1])  # every group has the same
+        y = (x * scale.reshape(rows, 1, channels, *ones)).flatten(0, 1)
+        y = _convolution(y, self.base, conv, conv.groups)
+        return y.unflatten(0, (rows, samples)) * self.out_scale.reshape(rows, 1, -1, *ones)
+
+    def settled(self) -> RowWeights:
+        return self
+
+    def way(self, samples: int) -> tuple[str, str]:
+        return "scaling", "one product with the shared weight, inputs and outputs scaled per row"
+
+    convolution_way = ("scaling", "one convolution with the shared kernel, inputs and outputs scaled per row")
+
+
+class LowRankRows(RowWeights):
+    """Matrices of two thin factors; further dimensions belong to the columns.
+
+    Args:
+        left: A (B, O, r).
+        right: C (B, r, I).
+        shape: of one tensor.
+    """
+
+    def __init__(self, left: RowWeights, right: RowWeights, shape: torch.Size) -> None:
+        self.left, self.right, self.shape = left, right, shape
+
+    def dense(self) -> Tensor:
+        return torch.bmm(self.left.dense(), self.right.dense()).unflatten(2, self.shape[1:])
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self.left.linear(self.right.linear(x))
+
+    def settled(self) -> RowWeights:
+        return LowRankRows(self.left.settled(), self.right.settled(), self.shape)
+
+    def way(self, samples: int) -> tuple[str, str]:
+        ways = [self.right.way(samples)[0], self.left.way(samples)[0]]
+        return "factors", f"two thin products, by {' and '.join(dict.fromkeys(ways))}"
+
+
+def row_products(x: Tensor, weight: Tensor) -> Tensor:
+    """Every row times its own matrix.
+
+    Args:
+        x: (B, K, I).
+        weight: (B, O, I).
+
+    Returns:
+        (B, K, O).
+    """
+    one = x.shape[1] == 1 and torch.is_grad_enabled() and weight.requires_grad
+    if one and x.dtype == weight.dtype and not is_autocast(x.device.type):
+        # The gradient of a batched matmul of one sample each is a batch of outer products, which BLAS does badly.
+        return (weight * x).sum(-1).unsqueeze(1)
+    return torch.bmm(x, weight.transpose(1, 2))
+
+
+def row_convolutions(x: Tensor, kernel: Tensor, conv: Any) -> Tensor:
+    """Every row convolved with its own kernel, as the groups of one convolution.
+
+    Args:
+        x: (B, K, channels, *space), padded already.
+        kernel: (B, out_channels, channels/groups, *size).
+        conv: the convolution, for stride, dilation and groups.
+
+    Returns:
+        (B, K, out_channels, *space).
+    """
+    rows, samples, channels = x.shape[:3]
+    if not rows:  # no groups: the shape alone
+        y = _convolution(x.new_zeros(1, *x.shape[2:]), x.new_zeros(kernel.shape[1:]), conv, conv.groups)
+        return y.new_zeros(0, samples, *y.shape[1:])
+    x = x.transpose(0, 1).reshape(samples, rows * channels, *x.shape[3:])
+    y = _convolution(x, kernel.flatten(0, 1), conv, rows * conv.groups)
+    return y.unflatten(1, (rows, kernel.shape[1])).transpose(0, 1)
+
+
+def padded(x: Tensor, conv: Any) -> Tensor:
+    """The input with the margins that a convolution takes from the input itself; zeros are the convolution's work.
+
+    Args:
+        x: (B, K, channels, *space).
+        conv: the convolution.
+
+    Returns:
+        the same with more space.
+    """
+    if conv.padding_mode == "zeros":
+        return x
+    rows = x.shape[:2]
+    margins = conv._reversed_padding_repeated_twice  # of the last dimension first, as F.pad takes them
+    return F.pad(x.flatten(0, 1), margins, mode=conv.padding_mode).unflatten(0, rows)
+
+
+def _convolution(x: Tensor, kernel: Tensor, conv: Any, groups: int) -> Tensor:
+    function = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}[type(conv)]
+    padding = conv.padding if conv.padding_mode == "zeros" else 0
+    return function(x, kernel, None, conv.stride, padding, conv.dilation, groups)
