@@ -10,8 +10,8 @@ All have hidden layers g = body(code) and linear heads on top of the last one, H
 
 Every generated tensor has a fixed scale (a buffer), so that the heads learn numbers of about size 1.
 
-Letters: B = rows, E = size of the code, h = width of the last hidden layer, N = chunks, L = chunk size, P = numbers of all
-tensors, r = rank.
+Letters: B = rows, E = size of the code, h = width of the last hidden layer, N = chunks, L = chunk size, P = numbers of
+all tensors, r = rank.
 
 Ha, Dai and Le 2017, HyperNetworks, ICLR, https://arxiv.org/abs/1609.09106 (layerwise with embeddings, scaling);
 von Oswald et al. 2020, https://arxiv.org/abs/1906.00695 (chunks).
@@ -53,7 +53,7 @@ class Head(nn.Module):
     def __init__(self, hidden: int, shape: Sequence[int], like: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(hidden, *shape, device=like.device, dtype=like.dtype))
-        self.bias = nn.Parameter(torch.empty(*shape, device=like.device, dtype=like.dtype))
+        self.bias = nn.Parameter(torch.empty((*shape,), device=like.device, dtype=like.dtype))
 
     def draw(self, moment: Tensor, mean: float = 0.0) -> None:
         """Draw the weight for outputs of mean square 1 about a mean.
@@ -103,7 +103,7 @@ class Generator(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         self.slots, self.code_size, self.variances = tuple(slots), code_size, tuple(variances)
-        self._rectifies = activation != "tanh" and activation != "identity"
+        self._rectifies = activation not in ("tanh", "identity")
         steps: list[nn.Module] = []
         width = code_size + self._extra_inputs()
         if any(size < 1 for size in hidden):
@@ -174,12 +174,14 @@ class Full(Generator):
 
     def forward(self, codes: Tensor) -> list[RowWeights]:
         g = self.body(codes)
-        return [head.rows(g, scale) for head, scale in zip(self.heads, self.scale.unbind(), strict=True)]  # type: ignore[operator]
+        heads: list[Any] = list(self.heads)
+        return [head.rows(g, scale) for head, scale in zip(heads, self.scale.unbind(), strict=True)]
 
     def _draw(self, codes: Tensor) -> None:
         moment = _moment(self.body(codes))
-        for index, head in enumerate(self.heads):
-            self._set_scale(index, head, moment)  # type: ignore[arg-type]
+        heads: list[Any] = list(self.heads)
+        for index, head in enumerate(heads):
+            self._set_scale(index, head, moment)
 
 
 class Layerwise(Full):
@@ -198,14 +200,16 @@ class Layerwise(Full):
 
     def forward(self, codes: Tensor) -> list[RowWeights]:
         hidden = self.body(_with_embeddings(codes, self.slot_embeddings)).unbind(1)
-        parts = zip(self.heads, hidden, self.scale.unbind(), strict=True)
-        return [head.rows(g, scale) for head, g, scale in parts]  # type: ignore[operator]
+        heads: list[Any] = list(self.heads)
+        parts = zip(heads, hidden, self.scale.unbind(), strict=True)
+        return [head.rows(g, scale) for head, g, scale in parts]
 
     def _draw(self, codes: Tensor) -> None:
         nn.init.normal_(self.slot_embeddings)
-        for index, head in enumerate(self.heads):
+        heads: list[Any] = list(self.heads)
+        for index, head in enumerate(heads):
             g = self.body(_with_embeddings(codes, self.slot_embeddings[index : index + 1]))[:, 0]
-            self._set_scale(index, head, _moment(g))  # type: ignore[arg-type]
+            self._set_scale(index, head, _moment(g))
 
 
 class Chunked(Generator):
@@ -234,10 +238,8 @@ class Chunked(Generator):
         flat = (g @ self.head.weight + self.head.bias).flatten(1)
         sizes = [slot.size for slot in self.slots]
         parts = flat[:, : sum(sizes)].split(sizes, 1)  # the surplus of the last chunk is dropped
-        rows: list[RowWeights] = []
-        for slot, part, scale, mean in zip(self.slots, parts, self.scale.unbind(), self.mean.unbind(), strict=True):
-            rows.append(DenseRows((part * scale + mean).reshape(len(codes), *slot.shape)))
-        return rows
+        every = zip(self.slots, parts, self.scale.unbind(), self.mean.unbind(), strict=True)
+        return [DenseRows((part * scale + mean).reshape(len(codes), *slot.shape)) for slot, part, scale, mean in every]
 
     def _draw(self, codes: Tensor) -> None:
         sizes = [slot.size for slot in self.slots]
@@ -250,11 +252,10 @@ class Chunked(Generator):
             sides = smallest, self.code_size, self._embedding_dim
             stds = [math.sqrt(chunk_embedding_variance(v, *sides)) for v in wanted]
             self.chunk_embeddings.mul_(self.scale.new_tensor(stds)[:, None])
-        moments = []  # (h, h) of every chunk
-        for chunk in self.chunk_embeddings:
-            moments.append(_moment(self.body(_with_embeddings(codes * self.code_scale, chunk[None]))[:, 0]))
-        weigh = [1 / v if self._by_chunk and v else 1.0 for v in wanted]
-        self.head.draw(sum(w * m for w, m in zip(weigh, moments, strict=True)) / self.num_chunks)  # type: ignore[arg-type]
+        inputs = ((codes * self.code_scale, chunk[None]) for chunk in self.chunk_embeddings)  # one by one, for memory
+        moments = torch.stack([_moment(self.body(_with_embeddings(*pair))[:, 0]) for pair in inputs])
+        weigh = moments.new_tensor([1 / v if self._by_chunk and v else 1.0 for v in wanted])
+        self.head.draw((weigh[:, None, None] * moments).mean(0))
         squares = [((moment @ self.head.weight) * self.head.weight).sum(0) for moment in moments]
         measured = torch.cat(squares)[: sum(sizes)].split(sizes)
         for index, (slot, variance, square) in enumerate(zip(self.slots, self.variances, measured, strict=True)):
@@ -281,23 +282,25 @@ class Scaling(Generator):
 
     def forward(self, codes: Tensor) -> list[RowWeights]:
         g, bases = self.body(codes), iter(self.bases)
+        parts: list[Any] = list(self.heads)
         rows: list[RowWeights] = []
-        for heads, scale in zip(self.heads, self.scale.unbind(), strict=True):
+        for heads, scale in zip(parts, self.scale.unbind(), strict=True):
             if isinstance(heads, Head):
                 rows.append(heads.rows(g, scale))
             else:
-                scales = [head.rows(g, scale).dense() for head in heads]  # type: ignore[union-attr]
+                scales = [head.rows(g, scale).dense() for head in heads]
                 rows.append(ScaledRows(next(bases), *scales))
         return rows
 
     def _draw(self, codes: Tensor) -> None:
         moment, bases = _moment(self.body(codes)), iter(self.bases)
-        for index, (slot, heads) in enumerate(zip(self.slots, self.heads, strict=True)):
+        parts: list[Any] = list(self.heads)
+        for index, (slot, heads) in enumerate(zip(self.slots, parts, strict=True)):
             if isinstance(heads, Head):
                 self._set_scale(index, heads, moment)
                 continue
             self.scale[index] = _SCALE_STD
-            for head in heads:  # type: ignore[union-attr]
+            for head in heads:
                 head.draw(moment, 1 / _SCALE_STD)
             # The scales have mean 1 and add to the variance, which the base makes up for.
             std = math.sqrt(self.variances[index]) / (1 + _SCALE_STD**2)
@@ -325,29 +328,31 @@ class LowRank(Generator):
 
     def forward(self, codes: Tensor) -> list[RowWeights]:
         g = self.body(codes)
+        parts: list[Any] = list(self.heads)
         rows: list[RowWeights] = []
-        for slot, heads, scale in zip(self.slots, self.heads, self.scale.unbind(), strict=True):
+        for slot, heads, scale in zip(self.slots, parts, self.scale.unbind(), strict=True):
             if isinstance(heads, Head):
                 rows.append(heads.rows(g, scale))
             else:
-                left, right = (head.rows(g, scale) for head in heads)  # type: ignore[union-attr]
+                left, right = (head.rows(g, scale) for head in heads)
                 rows.append(LowRankRows(left, right, slot.shape))
         return rows
 
     def _draw(self, codes: Tensor) -> None:
         g = self.body(codes)
         moment = _moment(g)
-        for index, heads in enumerate(self.heads):
+        parts: list[Any] = list(self.heads)
+        for index, heads in enumerate(parts):
             if isinstance(heads, Head):
                 self._set_scale(index, heads, moment)
                 continue
-            for head in heads:  # type: ignore[union-attr]
+            for head in heads:
                 head.draw(moment)
             if self.scale.is_meta:
                 continue
             squares = 0.0
             for part in g.split(256):  # |A C|^2 = trace((A^T A) (C C^T)), without building the product
-                left, right = (head.rows(part, self.scale.new_ones(())).dense() for head in heads)  # type: ignore[union-attr]
+                left, right = (head.rows(part, self.scale.new_ones(())).dense() for head in heads)
                 squares += float(((left.mT @ left) * (right @ right.mT)).sum())
             variance = self.variances[index] or self.slots[index].law.std ** 2
             self.scale[index] = (variance * len(g) * self.slots[index].size / squares) ** 0.25

@@ -11,16 +11,25 @@ Letters: B = rows, K = samples per row, E = size of the code.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from weft.errors import FoldError, OptionError, SizeError, nearest_name
 from weft.hypernet.generators import (
-    Activation, Chunked, Full, Generator, Layerwise, LowRank, Scaling, chunk_cover
+    Activation,
+    Chunked,
+    Full,
+    Generator,
+    Layerwise,
+    LowRank,
+    Scaling,
+    chunk_cover,
 )  # fmt: skip
 from weft.hypernet.init import RULES
 from weft.hypernet.program import Choice, run, with_samples, without_samples
@@ -63,12 +72,12 @@ class HyperNetwork(Foldable):
 
         theta_b = H(e_b),    y_b = f(x_b; theta_b)
 
-    Without ``condition`` there is a learned embedding per task: ``hyper(x, task=3)``, or ``task=`` a task id per row. With
-    it, every row has a condition: ``hyper(x, condition=c)``. ``samples=K`` says that inputs are (B, K, ...) and each
-    network sees K samples. Rows never meet, so any batch size gives the same.
+    Without ``condition`` there is a learned embedding per task: ``hyper(x, task=3)``, or ``task=`` a task id per row.
+    With it, every row has a condition: ``hyper(x, condition=c)``. ``samples=K`` says that inputs are (B, K, ...) and
+    each network sees K samples. Rows never meet, so any batch size gives the same.
 
-    A linear layer of the target that a head of kind full, layerwise or low_rank generates is not built for every row: the
-    head is linear, so the input meets it first. Convolutions run as the groups of one, other modules under
+    A linear layer of the target that a head of kind full, layerwise or low_rank generates is not built for every row:
+    the head is linear, so the input meets it first. Convolutions run as the groups of one, other modules under
     ``torch.vmap``; ``explain`` tells.
 
     Choose it where one network must be many: per task, per user, per series, per input. A plain network with the
@@ -94,12 +103,13 @@ class HyperNetwork(Foldable):
         num_chunks: N, instead of L, which is then ceil(P/N) for P numbers in all.
         slot_embedding_dim: size of the embedding per chunk (kind chunked) or per tensor (layerwise), 8 by default.
         rank: r of the factors (kind low_rank), 4 by default.
-        init: variance of a generated entry at the start: ``"unit"`` as the target itself would start; ``"hyperfan_in"``,
-            ``"hyperfan_out"`` or their ``"harmonic"`` mean. Reached by a unit-variance output times a fixed number per
-            tensor; with kind chunked the hyperfan rules set the size of each chunk's embedding instead.
+        init: variance of a generated entry at the start: ``"unit"`` as the target itself would start;
+            ``"hyperfan_in"``, ``"hyperfan_out"`` or their ``"harmonic"`` mean. Reached by a unit-variance output times
+            a fixed number per tensor; with kind chunked the hyperfan rules set the size of each chunk's embedding
+            instead.
         gain: c of the hyperfan rules; None for 2 if the target has ReLUs, else 1.
-        statistics: running statistics and other buffers of the target: ``"shared"``, one set; ``"per_task"``, one set per
-            task, used and updated with it.
+        statistics: running statistics and other buffers of the target: ``"shared"``, one set; ``"per_task"``, one set
+            per task, used and updated with it.
 
     Shape:
         inputs (B, ...) -> (B, ...) as the target; with ``samples`` (B, K, ...) -> (B, K, ...).
@@ -110,16 +120,18 @@ class HyperNetwork(Foldable):
         ``statistics="per_task"``.
 
     Batch norm:
-        in evaluation running statistics are used for every row. In training they can be updated for one network per call
-        (``task=`` an int), which then sees the whole batch; else that is an error that names the ways out.
+        in evaluation running statistics are used for every row. In training they can be updated for one network per
+        call (``task=`` an int), which then sees the whole batch; else that is an error that names the ways out.
 
     Initial law:
         over codes of variance 1 and their own entries, generated tensors have the mean and the variance of the rule;
-        tensors that the target starts constant (gains of norm layers) keep that mean and get a standard deviation of 0.1.
+        tensors that the target starts constant (gains of norm layers) keep that mean and get a standard deviation of
+        0.1.
 
     Cost:
         full: (h + 1) P numbers, P = numbers generated, h the last width. Per row about (h + 1) P multiply-adds.
-        Evaluation of one task without gradients makes the tensors once and keeps them, by the rules of the layers' cache.
+        Evaluation of one task without gradients makes the tensors once and keeps them, by the rules of the layers'
+        cache.
 
     Raises:
         OptionError: contradicting options, a target without parameters to generate, patterns that match nothing.
@@ -190,9 +202,7 @@ class HyperNetwork(Foldable):
         self.target = target
         self.encoder = condition if isinstance(condition, nn.Module) else None
         tasks = self.num_tasks or 0
-        self.embeddings = (
-            None if self.num_tasks is None else nn.Parameter(like.new_empty(tasks, code_size))
-        )
+        self.embeddings = None if self.num_tasks is None else nn.Parameter(like.new_empty(tasks, code_size))
         self.register_buffer("frozen", torch.zeros(tasks, dtype=torch.bool, device=like.device))
         self.register_buffer("frozen_embeddings", like.new_zeros(tasks, code_size))
         self.task_buffers = nn.Module()
@@ -253,11 +263,9 @@ class HyperNetwork(Foldable):
             if self.num_tasks != 1:
                 raise OptionError(f"task must be given: an id in 0..{(self.num_tasks or 0) - 1}, or one per row")
             task = 0
-        self._check_task(task)
+        task = self._checked_task(task)
         table = torch.where(self.frozen[:, None], self.frozen_embeddings, self.embeddings)
-        if isinstance(task, Tensor) and task.dim():
-            return table[task]
-        return table[task].unsqueeze(0)
+        return table[task] if isinstance(task, Tensor) else table[task : task + 1]
 
     def _encoded(self, condition: Any) -> Tensor:
         if self.encoder is not None:
@@ -273,18 +281,22 @@ class HyperNetwork(Foldable):
             raise SizeError(f"condition must be a tensor (rows, {self.generator.code_size}), got {got}")
         return condition
 
-    def _check_task(self, task: int | Tensor) -> None:
+    def _checked_task(self, task: int | Tensor) -> int | Tensor:
+        """An id as a number, or ids (B,), all in range."""
         number = self.num_tasks or 0
-        if isinstance(task, Tensor):
-            if task.dim() > 1 or task.is_floating_point() or task.dtype == torch.bool:
-                raise OptionError(f"task must be ids (rows,) of integers, got {tuple(task.shape)} of {task.dtype}")
+        if isinstance(task, Tensor) and (task.dim() > 1 or task.is_floating_point() or task.dtype == torch.bool):
+            raise OptionError(
+                f"task must be an id or ids (rows,), of integers; got {tuple(task.shape)} of {task.dtype}"
+            )
+        if isinstance(task, Tensor) and task.dim():
             if is_recording() or in_transform() or task.device.type != "cpu" or not task.numel():
-                return  # a look at the values would break the program, or wait for the device
+                return task  # a look at the values would break the program, or wait for the device
             low, high = int(task.min()), int(task.max())
         else:
-            low = high = task
+            low = high = task = operator.index(task)
         if low < 0 or high >= number:
             raise OptionError(f"task must be in 0..{number - 1}, got {low if low < 0 else high}")
+        return task
 
     def generate(self, condition: Any = None, task: int | Tensor | None = None) -> dict[str, Tensor]:
         """The generated parameters of every row, with their graph.
@@ -318,66 +330,59 @@ class HyperNetwork(Foldable):
         return self._run(inputs, condition, task, samples)
 
     def _run(
-        self, inputs: tuple[Tensor, ...], condition: Any, task: Any, samples: int | None, log: list[Choice] | None = None
+        self,
+        inputs: tuple[Tensor, ...],
+        condition: Any,
+        task: Any,
+        samples: int | None,
+        log: list[Choice] | None = None,
     ) -> Any:
-        single = self._is_single(condition, task, samples)
-        inputs = self._batched(inputs, samples, single)
-        if single:
+        inputs = with_samples(inputs, samples)
+        if self._is_one_network(condition, task, samples):
+            task = 0 if task is None and self.num_tasks == 1 else task
             weights = self._named(self._one_network(task))
-            weights |= self._task_buffers(task)
-            out = run(self.target, weights, inputs, one_network=True, log=log)
-            return torch.utils._pytree.tree_map(lambda y: y[0], out)
-        codes = self.codes(condition, task)
-        rows = inputs[0].shape[0]
-        if len(codes) == 1 and condition is None and rows != 1:
-            codes = codes.expand(rows, -1)  # one task, and samples per row
+            inputs = tuple(x.transpose(0, 1) for x in inputs)
+            index = slice(int(task), int(task) + 1)
+            out = run(self.target, weights | self._task_buffers(index), inputs, one_network=True, log=log)
+            return _pytree.tree_map(lambda y: y[0], out)
+        codes, rows = self.codes(condition, task), inputs[0].shape[0]
+        if self.embeddings is not None and not isinstance(task, Tensor):  # one task, and samples per row
+            codes, task = codes.expand(rows, -1), torch.full((rows,), task or 0, device=codes.device)
         if len(codes) != rows:
             raise SizeError(
-                f"{'task' if condition is None else 'condition'} has {len(codes)} rows, the input has {rows}; they must be "
-                f"equal. For one condition and many samples give inputs (rows, K, ...) and samples=K"
+                f"{'task' if condition is None else 'condition'} has {len(codes)} rows, the input has {rows}; they must "
+                f"be equal. For one condition and many samples give inputs (rows, K, ...) and samples=K"
             )
-        weights = self._named(self.generator(codes)) | self._task_buffers(task, rows)
+        weights = self._named(self.generator(codes)) | self._task_buffers(task)
         return without_samples(run(self.target, weights, inputs, log=log), samples)
 
-    def _is_single(self, condition: Any, task: int | Tensor | None, samples: int | None) -> bool:
+    def _is_one_network(self, condition: Any, task: int | Tensor | None, samples: int | None) -> bool:
         """Whether one network sees the whole batch."""
-        many = isinstance(task, Tensor) and task.dim() > 0
-        return self.embeddings is not None and condition is None and not many and samples is None
-
-    @staticmethod
-    def _batched(inputs: tuple[Tensor, ...], samples: int | None, single: bool) -> tuple[Tensor, ...]:
-        if single:
-            return tuple(x.unsqueeze(0) for x in with_samples(inputs, None)) and tuple(x.unsqueeze(0) for x in inputs)
-        return with_samples(inputs, samples)
+        if self.embeddings is None or condition is not None or samples is not None:
+            return False
+        return not (isinstance(task, Tensor) and task.dim())
 
     def _named(self, rows: Iterable[RowWeights]) -> dict[str, RowWeights]:
         return {name: row for slot, row in zip(self.slots, rows, strict=True) for name in slot.names}
 
     def _one_network(self, task: int | Tensor | None) -> list[RowWeights]:
         """The tensors of one task: in evaluation without gradients made once and kept."""
-        self.codes(None, task)  # checks
 
         def build() -> tuple[Tensor, ...]:
             return tuple(row.dense() for row in self.generator(self.codes(None, task)))
 
-        if not self.training and not torch.compiler.is_compiling() and not isinstance(task, Tensor):
+        if not self.training and not torch.compiler.is_compiling():
             kept = self._cache.lookup(self, task, self._num_sources, build)
             if kept is not None:
                 return [DenseRows(tensor) for tensor in kept]
         return [row.settled() for row in self.generator(self.codes(None, task))]
 
-    def _task_buffers(self, task: int | Tensor | None, rows: int | None = None) -> dict[str, RowWeights]:
-        """The buffers of the tasks, by their names in the target; views, so that a target may update them."""
-        stacked = dict(self.task_buffers.named_buffers())
-        names = [name for name, _ in self.target.named_buffers()] if stacked else []
-        if rows is not None and not isinstance(task, Tensor):
-            task = torch.full((rows,), task or 0)
-        chosen = [stacked[str(index)] for index in range(len(names))]
-        if isinstance(task, Tensor):
-            chosen = [buffer[task if rows is not None else task.unsqueeze(0)] for buffer in chosen]
-        else:
-            chosen = [buffer[(task or 0) : (task or 0) + 1] for buffer in chosen]
-        return {name: DenseRows(buffer) for name, buffer in zip(names, chosen, strict=True)}
+    def _task_buffers(self, index: Any) -> dict[str, RowWeights]:
+        """The buffers of tasks by their names in the target; for a slice they are views, which a target may update."""
+        names = (name for name, _ in self.target.named_buffers())
+        return {
+            name: DenseRows(buffer[index]) for name, buffer in zip(names, self.task_buffers.buffers(), strict=False)
+        }
 
     def explain(
         self, *inputs: Tensor, condition: Any = None, task: int | Tensor | None = None, samples: int | None = None
@@ -397,7 +402,7 @@ class HyperNetwork(Foldable):
             >>> import torch, weft
             >>> hyper = weft.HyperNetwork(torch.nn.Linear(5, 3), condition=2)
             >>> print(hyper.explain(torch.randn(4, 5), condition=torch.randn(4, 2)))
-            weights: full, 18 numbers per row from 1 head output each
+            weights: full, 18 numbers per row from 18 outputs
             Linear  contraction  the head is linear: no weight is built; ...
         """
         log: list[Choice] = []
@@ -410,7 +415,7 @@ class HyperNetwork(Foldable):
             for module, mode in modes:
                 module.training = mode
         total = sum(slot.size for slot in self.slots)
-        if self._is_single(condition, task, samples):
+        if self._is_one_network(condition, task, samples):
             kept = not self.training and not torch.is_grad_enabled()
             made = "made once and kept: evaluation without gradients" if kept else "made in every call"
             return Explanation(f"{self.kind}, {total} numbers for one network, {made}", tuple(log))
@@ -468,7 +473,7 @@ class HyperNetwork(Foldable):
         with plain_arithmetic(self.frozen.device.type):
             tensors = self.generate(task=task).values()
             set_parameters(target, self.slots, [nn.Parameter(tensor[0].clone()) for tensor in tensors])
-            for name, row in self._task_buffers(task).items():
+            for name, row in self._task_buffers(slice(task or 0, (task or 0) + 1)).items():
                 target.get_buffer(name).copy_(row.dense()[0])
         return target
 

@@ -4,9 +4,10 @@
     hyperfan-out   weight  c/d_out         bias  max(0, c (1 - d_in/d_out))
     harmonic       2/(1/in + 1/out) of the two
 
-d_in, d_out: fan-in and fan-out of the layer that the tensor belongs to; c = 2 for a target of ReLUs, else 1; b = 2 where
-the bias of the layer is generated too, else 1. The generator's outputs start with variance 1 and are multiplied by the
-root of this, which is the published rule for the head, Var(H) = variance/(h Var(g)), with the factor h Var(g) measured.
+d_in, d_out: fan-in and fan-out of the layer that the tensor belongs to; c = 2 for a target of ReLUs, else 1; b = 2
+where the bias of the layer is generated too, else 1. The generator's outputs start with variance 1 and are multiplied
+by the root of this, which is the published rule for the head, Var(H) = variance/(h Var(g)), with the factor h Var(g)
+measured.
 
 Chang, Flokas and Lipson 2020, Principled Weight Initialization for Hypernetworks, ICLR,
 https://openreview.net/forum?id=H1lma24tPB, sections 4.1 and 4.2.
@@ -14,6 +15,7 @@ https://openreview.net/forum?id=H1lma24tPB, sections 4.1 and 4.2.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +35,8 @@ class Law:
     Args:
         mean: of its entries, 0 unless the target starts constant.
         std: of its entries about the mean, by the target's own law.
-        fans: fan-in and fan-out of the plain layer it is part of; None elsewhere, where its own law holds in every rule.
+        fans: fan-in and fan-out of the plain layer it is part of; None elsewhere, where its own law holds in every
+        rule.
         is_bias: whether it is a bias of that layer.
         with_bias: whether the bias of that layer is generated too.
     """
@@ -102,7 +105,7 @@ def chunk_variances(variances: Sequence[float], sizes: Sequence[int], chunk_size
     means = []
     for start in range(0, ends[-1], chunk_size):
         stop = min(start + chunk_size, ends[-1])
-        shares = [max(0, min(stop, b) - max(start, a)) for a, b in zip(ends, ends[1:], strict=False)]
+        shares = [max(0, min(stop, b) - max(start, a)) for a, b in itertools.pairwise(ends)]
         means.append(sum(n * v for n, v in zip(shares, variances, strict=True)) / (stop - start))
     return means
 
@@ -141,6 +144,6 @@ def draw_head(weight: Tensor, moment: Tensor) -> None:
         weight.normal_()
         if weight.is_meta:
             return
-        flat = weight.flatten(1).double()
+        flat = weight.reshape(len(weight), weight[0].numel()).double()
         square = float((moment.double() * (flat @ flat.T)).sum()) / flat.shape[1]
         weight.div_(math.sqrt(square) if square > 0 else 1.0)

@@ -27,7 +27,7 @@ _SAMPLEWISE = (
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, SlotSwish,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Linear,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d, Layer,
+    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d,
 )  # fmt: skip
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _NORMS = nn.modules.batchnorm._NormBase  # batch and instance norm
@@ -153,7 +153,7 @@ def _product(step: Step, own: dict[str, RowWeights], x: Tensor, log: list[Choice
     if "bias" in own:
         bias = own["bias"].dense()
         before = 1 if dims else y.dim() - 2
-        return y + bias.reshape(len(bias), *(1,) * before, -1, *(1,) * dims).to(y.dtype)
+        return y + bias.reshape(len(bias), *(1,) * before, bias.shape[1], *(1,) * dims).to(y.dtype)
     return y if module.bias is None else y + module.bias.reshape(-1, *(1,) * dims).to(y.dtype)
 
 
@@ -177,15 +177,13 @@ def _check_statistics(target: nn.Module) -> None:
     for name, module in target.named_modules():
         if isinstance(module, _NORMS) and module.training and module.running_mean is not None:
             raise OptionError(
-                f"target.{name} ({type(module).__name__}) keeps one running mean, but here every row is a network of its "
-                f"own; use running statistics only (hyper.target.eval() after hyper.train()), one task per call "
+                f"target.{name} ({type(module).__name__}) keeps one running mean, but here every row is a network of "
+                f"its own; use running statistics only (hyper.target.eval() after hyper.train()), one task per call "
                 f"(task=an int), track_running_stats=False, or GroupNorm or LayerNorm"
             )
 
 
-def per_row_call(
-    module: nn.Module, weights: Mapping[str, Tensor], *inputs: Tensor, samples: int | None = None
-) -> Any:
+def per_row_call(module: nn.Module, weights: Mapping[str, Tensor], *inputs: Tensor, samples: int | None = None) -> Any:
     """Call a module once per row of the batch, each row with its own parameters, at the speed of one call.
 
     Products of ``nn.Linear`` and convolutions of a sequence run as batches, everything else under ``torch.vmap``.

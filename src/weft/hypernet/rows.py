@@ -5,8 +5,8 @@
     scaled       W_b = diag(s_b) W diag(t_b)                 so  W_b x = s_b * (W (t_b * x))
     low rank     W_b = A_b C_b                               so  W_b x = A_b (C_b x)
 
-Letters: B = rows, each with a network of its own; K = samples per row; I, O = features of input and output; h = width of
-the generator's last hidden layer.
+Letters: B = rows, each with a network of its own; K = samples per row; I, O = features of input and output; h = width
+of the generator's last hidden layer.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class HeadRows(RowWeights):
         self.code, self.weight, self.bias, self.scale = code, weight, bias, scale
 
     def dense(self) -> Tensor:
-        flat = torch.addmm(self.bias.reshape(-1), self.code, self.weight.reshape(len(self.weight), -1))
+        flat = torch.addmm(self.bias.reshape(-1), self.code, self.weight.reshape(len(self.weight), self.bias.numel()))
         return (flat * self.scale).reshape(len(self.code), *self.bias.shape)
 
     def linear(self, x: Tensor) -> Tensor:
@@ -145,9 +145,9 @@ class ScaledRows(RowWeights):
         self.base, self.out_scale, self.in_scale = base, out_scale, in_scale
 
     def dense(self) -> Tensor:
-        ones = (1,) * (self.base.dim() - 2)
-        rows = len(self.out_scale)
-        return self.base * self.out_scale.reshape(rows, -1, 1, *ones) * self.in_scale.reshape(rows, 1, -1, *ones)
+        out, columns, *size = self.base.shape
+        rows, ones = len(self.out_scale), (1,) * len(size)
+        return self.base * self.out_scale.reshape(rows, out, 1, *ones) * self.in_scale.reshape(rows, 1, columns, *ones)
 
     def linear(self, x: Tensor) -> Tensor:
         return F.linear(x * self.in_scale[:, None], self.base) * self.out_scale[:, None]
@@ -158,7 +158,7 @@ class ScaledRows(RowWeights):
         scale = self.in_scale.repeat(1, channels // self.base.shape[1])  # every group has the same
         y = (x * scale.reshape(rows, 1, channels, *ones)).flatten(0, 1)
         y = _convolution(y, self.base, conv, conv.groups)
-        return y.unflatten(0, (rows, samples)) * self.out_scale.reshape(rows, 1, -1, *ones)
+        return y.unflatten(0, (rows, samples)) * self.out_scale.reshape(rows, 1, len(self.base), *ones)
 
     def settled(self) -> RowWeights:
         return self

@@ -1,7 +1,7 @@
 """Which tensors of a target are generated, and the target without them.
 
-A generated parameter is an empty place in the target (None under its name), so that it is in no state dict, optimizer or
-bucket of DDP; what is shared stays an ordinary parameter of the target.
+A generated parameter is an empty place in the target (None under its name), so that it is in no state dict, optimizer
+or bucket of DDP; what is shared stays an ordinary parameter of the target.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _laws(target: nn.Module, chosen: set[str]) -> dict[str, Law]:
     for prefix, module in target.named_modules():
         if not isinstance(module, _PLAIN):
             continue
-        fans = nn.init._calculate_fan_in_and_fan_out(module.weight)  # type: ignore[arg-type]
+        fans = nn.init._calculate_fan_in_and_fan_out(module.weight)
         if 0 in fans:
             continue
         dot = f"{prefix}." if prefix else ""

@@ -1,0 +1,233 @@
+"""Continual learning with a hypernetwork of tasks: what it generates for the past stays as it was.
+
+    loss = L_task + beta/n sum_t |H(e_t; Theta*) - H(e_t; Theta + dTheta)|^2        t: n of the past tasks
+
+Theta*: the generator before the present task; dTheta: the step that the task alone would take, or 0; e_t: embeddings.
+
+von Oswald, Henning, Sacramento and Grewe 2020, Continual learning with hypernetworks, ICLR,
+https://arxiv.org/abs/1906.00695, equation 2 and section 2.3 (task inference by predictive entropy, HNET+ENT).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from weft.errors import OptionError
+from weft.hypernet.hypernetwork import HyperNetwork
+
+
+class OutputRegularizer:
+    """Holds what a hypernetwork generates for past tasks.
+
+        beta/n sum_t |H(e_t; Theta*) - H(e_t; Theta + dTheta)|^2
+
+    Before each new task call ``snapshot`` with the tasks learned so far; add ``regularizer()`` to the loss of every
+    step. It is exactly 0 right after a snapshot. Only embeddings and the generated tensors (or one copy of the
+    generator) are kept, no data.
+
+    Args:
+        hyper: with tasks.
+        beta: weight, at least 0.
+        tasks_per_step: n, how many past tasks each call draws; None for all.
+        store: ``"targets"`` keeps the generated tensors of every past task, ``"generator"`` one copy of the generator,
+            which is smaller for many tasks and costs a second generation per step.
+
+    Raises:
+        OptionError: a conditional hypernetwork, or an option out of range.
+
+    Source:
+        von Oswald et al. 2020, https://arxiv.org/abs/1906.00695, equation 2; random subsets of the past tasks as in its
+        appendix. Their beta/(T - 1) is the same mean over the past tasks.
+
+    Example:
+        >>> import torch, weft
+        >>> hyper = weft.HyperNetwork(torch.nn.Linear(4, 2), num_tasks=3)
+        >>> regularizer = weft.hypernet.OutputRegularizer(hyper, beta=0.01)
+        >>> float(regularizer())  # no past yet
+        0.0
+        >>> regularizer.snapshot(range(1))  # task 0 is learned
+        >>> loss = hyper(torch.randn(8, 4), task=1).square().mean() + regularizer()
+    """
+
+    def __init__(
+        self,
+        hyper: HyperNetwork,
+        beta: float = 0.01,
+        *,
+        tasks_per_step: int | None = None,
+        store: Literal["targets", "generator"] = "targets",
+    ) -> None:
+        if hyper.embeddings is None:
+            raise OptionError("hyper must have tasks (num_tasks=...): the past of a conditional one has no embeddings")
+        if beta < 0:
+            raise OptionError(f"beta must be at least 0, got {beta}")
+        if tasks_per_step is not None and tasks_per_step < 1:
+            raise OptionError(f"tasks_per_step must be at least 1, or None for all; got {tasks_per_step}")
+        if store not in ("targets", "generator"):
+            raise OptionError(f"store must be 'targets' or 'generator', got {store!r}")
+        self.hyper, self.beta, self.tasks_per_step, self.store = hyper, beta, tasks_per_step, store
+        self.tasks: tuple[int, ...] = ()
+        self._codes: dict[int, Tensor] = {}
+        self._targets: dict[int, list[Tensor]] = {}
+        self._generator: Any = None
+
+    def snapshot(self, tasks: Iterable[int], freeze: bool = True) -> None:
+        """Take what is generated now for past tasks as what has to stay.
+
+        Args:
+            tasks: ids of all tasks learned so far.
+            freeze: whether their embeddings are held from now on (``HyperNetwork.freeze_tasks``), so that neither a
+                task's loss nor momentum moves them; else the regulariser may adapt them.
+        """
+        self.tasks = tuple(tasks)
+        if freeze:
+            self.hyper.freeze_tasks(self.tasks)
+        with torch.no_grad():
+            self._codes = {task: self.hyper.codes(task=task).clone() for task in self.tasks}
+            if self.store == "targets":
+                self._targets = {task: self._tensors(self.hyper.generator, self._codes[task]) for task in self.tasks}
+            else:
+                self._generator = copy.deepcopy(self.hyper.generator)
+
+    def __call__(self, step: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The term to add to the loss.
+
+        Args:
+            step: dTheta by name of the generator's parameters, a constant (``candidate_step``); None for 0.
+
+        Returns:
+            (), 0 without past tasks.
+        """
+        total = self.hyper.generator.scale.new_zeros(())
+        tasks = self.tasks
+        if self.tasks_per_step is not None and self.tasks_per_step < len(tasks):
+            tasks = tuple(tasks[i] for i in torch.randperm(len(tasks))[: self.tasks_per_step].tolist())
+        moved = {
+            name: parameter + step[name]
+            for name, parameter in self.hyper.generator.named_parameters()
+            if step is not None and name in step
+        }
+        for task in tasks:  # one by one: products of other sizes would round otherwise, and zero would not be zero
+            now = self._tensors(self.hyper.generator, self.hyper.codes(task=task), moved)
+            for a, b in zip(now, self._wanted(task), strict=True):
+                total = total + (a - b).square().sum()
+        return total * (self.beta / max(len(tasks), 1))
+
+    def _wanted(self, task: int) -> list[Tensor]:
+        if self.store == "targets":
+            return self._targets[task]
+        with torch.no_grad():
+            return self._tensors(self._generator, self._codes[task])
+
+    @staticmethod
+    def _tensors(generator: Any, code: Tensor, moved: dict[str, Tensor] | None = None) -> list[Tensor]:
+        return [row.dense() for row in functional_call(generator, moved or {}, (code,))]
+
+    def candidate_step(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """dTheta: what the next step of an optimizer would add to the generator's parameters, for the lookahead.
+
+        Call it after the ``backward`` of the task's loss alone. The step is taken and taken back, with the state of the
+        optimizer.
+
+        Args:
+            optimizer: any of torch's.
+
+        Returns:
+            change by name of the generator's parameters.
+
+        Example:
+            >>> import torch, weft
+            >>> hyper = weft.HyperNetwork(torch.nn.Linear(4, 2), num_tasks=2)
+            >>> optimizer = torch.optim.Adam(hyper.parameters())
+            >>> regularizer = weft.hypernet.OutputRegularizer(hyper)
+            >>> regularizer.snapshot([0])
+            >>> hyper(torch.randn(8, 4), task=1).square().mean().backward()
+            >>> regularizer(regularizer.candidate_step(optimizer)).backward()
+            >>> optimizer.step()
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        state = copy.deepcopy(optimizer.state_dict())
+        optimizer.step()
+        steps = {}
+        with torch.no_grad():
+            after = {name: p.detach().clone() for name, p in self.hyper.generator.named_parameters()}
+            for parameter, old in zip(parameters, before, strict=True):
+                parameter.copy_(old)
+            for name, parameter in self.hyper.generator.named_parameters():
+                steps[name] = after[name] - parameter
+        optimizer.load_state_dict(state)
+        return steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the past is, for a checkpoint beside the hypernetwork's own.
+
+        Returns:
+            tasks, their codes, and the targets or the generator's state.
+        """
+        generator = None if self._generator is None else self._generator.state_dict()
+        return {"tasks": self.tasks, "codes": self._codes, "targets": self._targets, "generator": generator}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: from ``state_dict`` of a regulariser with the same ``store``.
+        """
+        self.tasks, self._codes, self._targets = tuple(state["tasks"]), dict(state["codes"]), dict(state["targets"])
+        if state["generator"] is not None:
+            self._generator = copy.deepcopy(self.hyper.generator)
+            self._generator.load_state_dict(state["generator"])
+
+
+class TaskInference(NamedTuple):
+    """Which task every row seems to belong to.
+
+    ``tasks`` (B,): the ids; ``outputs`` (B, classes): of these tasks; ``entropies`` (tasks, B): in nats.
+    """
+
+    tasks: Tensor
+    outputs: Tensor
+    entropies: Tensor
+
+
+def infer_task(hyper: HyperNetwork, *inputs: Tensor, tasks: Iterable[int] | None = None) -> TaskInference:
+    """The task whose network is the most certain about a row, for inputs whose task nobody tells.
+
+    Args:
+        hyper: with tasks, its target a classifier that gives logits (B, classes). Put it in evaluation mode.
+        *inputs: of the target, (B, ...).
+        tasks: the candidates; None for all.
+
+    Returns:
+        the ids, the logits under them, and the entropies of all candidates.
+
+    Raises:
+        OptionError: a conditional hypernetwork, or no candidates.
+
+    Source:
+        von Oswald et al. 2020, https://arxiv.org/abs/1906.00695, section 2.3, HNET+ENT.
+
+    Example:
+        >>> import torch, weft
+        >>> hyper = weft.HyperNetwork(torch.nn.Linear(4, 3), num_tasks=5).eval()
+        >>> tuple(weft.hypernet.infer_task(hyper, torch.randn(7, 4)).tasks.shape)
+        (7,)
+    """
+    if hyper.num_tasks is None:
+        raise OptionError("hyper must have tasks (num_tasks=...) to tell them apart, this one is conditional")
+    ids = list(range(hyper.num_tasks) if tasks is None else tasks)
+    if not ids:
+        raise OptionError("tasks must name at least one candidate")
+    with torch.no_grad():
+        logits = torch.stack([hyper(*inputs, task=task) for task in ids])
+        entropies = torch.special.entr(logits.softmax(-1)).sum(-1)
+        best = entropies.argmin(0)
+        chosen = logits[best, torch.arange(len(best), device=best.device)]
+    return TaskInference(torch.tensor(ids, device=best.device)[best], chosen, entropies)
