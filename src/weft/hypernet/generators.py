@@ -293,18 +293,26 @@ class Scaling(Generator):
         return rows
 
     def _draw(self, codes: Tensor) -> None:
-        moment, bases = _moment(self.body(codes)), iter(self.bases)
+        g, bases = self.body(codes), iter(self.bases)
+        moment = _moment(g)
         parts: list[Any] = list(self.heads)
-        for index, (slot, heads) in enumerate(zip(self.slots, parts, strict=True)):
+        for index, heads in enumerate(parts):
             if isinstance(heads, Head):
                 self._set_scale(index, heads, moment)
                 continue
             self.scale[index] = _SCALE_STD
             for head in heads:
                 head.draw(moment, 1 / _SCALE_STD)
-            # The scales have mean 1 and add to the variance, which the base makes up for.
-            std = math.sqrt(self.variances[index]) / (1 + _SCALE_STD**2)
-            nn.init.normal_(next(bases), slot.law.mean, std)
+            base = next(bases)
+            nn.init.normal_(base)
+            if base.is_meta:
+                continue
+            # The scales have mean 1 and add to the variance: what the product has is measured, and the base makes up.
+            ones = self.scale.new_tensor(_SCALE_STD)
+            rows, columns = (head.rows(g, ones).dense().square() for head in heads)
+            squares = base.square().reshape(*base.shape[:2], -1).sum(2)
+            square = float(((rows @ squares) * columns).sum())
+            base.mul_(math.sqrt(self.variances[index] * len(g) * base.numel() / square))
 
 
 class LowRank(Generator):

@@ -350,8 +350,8 @@ class HyperNetwork(Foldable):
             codes, task = codes.expand(rows, -1), torch.full((rows,), task or 0, device=codes.device)
         if len(codes) != rows:
             raise SizeError(
-                f"{'task' if condition is None else 'condition'} has {len(codes)} rows, the input has {rows}; they must "
-                f"be equal. For one condition and many samples give inputs (rows, K, ...) and samples=K"
+                f"{'task' if condition is None else 'condition'} has {len(codes)} rows, the input has {rows}; they "
+                f"must be equal. For one condition and many samples give inputs (rows, K, ...) and samples=K"
             )
         weights = self._named(self.generator(codes)) | self._task_buffers(task)
         return without_samples(run(self.target, weights, inputs, log=log), samples)

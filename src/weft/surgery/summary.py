@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from weft.hypernet import HyperNetwork
 from weft.layers import Composite, Foldable, Layer
 from weft.layers.composite import parametrizations_of, weft_modules
 from weft.overparam import EPLayer
@@ -26,7 +27,7 @@ class Row:
     Args:
         name: its place in the model.
         type: its class.
-        family: of its weight; ``"plain"`` for a layer of torch.
+        family: of its weight; ``"plain"`` for a layer of torch; of a hypernetwork its kind.
         parameters: stored numbers, bias included.
         share: stored over dense numbers of the weight, bias excluded; None for other modules than layers.
         macs: multiply-adds, of the example or of one row (one output position); None for other modules than layers.
@@ -128,6 +129,9 @@ def _row(name: str, layer: Foldable, macs: dict[nn.Module, int] | None) -> tuple
         share = sum(p.numel() for p in layer.factors()) / size
         count = size if macs is None else count
         return Row(name, type(layer).__name__, layer.family, own, share, count, layer.fit_error), size + bias
+    if isinstance(layer, HyperNetwork):  # against one network; what it multiplies depends on rows and tasks
+        size = sum(slot.size for slot in layer.slots) + sum(p.numel() for p in layer.target.parameters())
+        return Row(name, type(layer).__name__, layer.kind, own, own / size, None, None), size
     assert isinstance(layer, Layer | Composite), "there are no other Weft layers"
     weights = parametrizations_of(layer)
     stored, size = sum(w.num_parameters for w in weights), sum(math.prod(w.shape) for w in weights)
@@ -157,7 +161,8 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
             count = output.numel() * module.in_features
         macs[module] = macs.get(module, 0) + count
 
-    inside = {part for m in model.modules() if isinstance(m, EPLayer) for part in m.modules() if part is not m}
+    wholes = [m for m in model.modules() if isinstance(m, EPLayer | HyperNetwork)]
+    inside = {part for m in wholes for part in m.modules() if part is not m}
     handles = [
         m.register_forward_hook(hook, with_kwargs=True)
         for m in model.modules()
