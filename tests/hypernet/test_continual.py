@@ -33,7 +33,7 @@ def test_the_term_is_its_formula(kind, store):
     want = 0.0
     for t in range(3):
         for name, now in hyper.generate(task=t).items():
-            want += 0.3 / 3 * float((now.detach().double() - before[t][name].double()).square().sum())
+            want += 0.3 / 3 * float((now.detach().double() - before[t][name].detach().double()).square().sum())
     term = regularizer()
     assert float(term.detach()) == pytest.approx(want, rel=1e-4)
     term.backward()
@@ -101,7 +101,7 @@ def test_past_embeddings_stay(optimizer):
 
 
 def split_data(task, rows=200):
-    """Four clusters in two classes; every task pairs them otherwise, so that their classifiers contradict one another."""
+    """Four clusters in two classes; every task pairs them otherwise, so that classifiers contradict one another."""
     generator = torch.Generator().manual_seed(7)
     means = 3 * torch.randn(4, 10, generator=generator)
     cluster = torch.arange(rows) % 4
