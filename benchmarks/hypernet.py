@@ -3,8 +3,8 @@
 Per-sample MLP 784-32-10, 64 rows, forward and backward, against what a user would write: a loop over ``unbind``-ed
 weights (floor 3), a loop that indexes ``W[b]`` (floor 20), grouped convolutions (floor 1.5). A full hypernetwork of a
 linear layer 784 -> 32, hidden 16, 512 rows, against a batched matmul of the weights that it generates (floor 8). Peak
-memory of a training step with 4096 rows, where the weights alone would be 411 MB. Beside them: convolutions, other kinds,
-and a task in evaluation against the plain network.
+memory of a training step with 4096 rows, where the weights alone would be 411 MB. Beside them: convolutions, other
+kinds, and a task in evaluation against the plain network.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from weft.errors import FoldError, OptionError, SizeError
 from weft.hypernet.generators import chunk_cover
 from weft.testing import assert_same
 from weft.testing.copies import evaluate
+from weft.testing.parallel import check_data_parallel
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -233,20 +234,20 @@ def test_evaluation_of_a_task_is_cached_and_never_stale():
 # ------------------------------------------------------------------------------------------------ compile, export, DDP
 
 
-@pytest.mark.parametrize("kind", ["full", "chunked"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("chunked", marks=pytest.mark.slow)])
 def test_export_of_a_task(kind):
     """Any batch size, also of a target that runs by functional_call."""
     torch.compiler.reset()
     net = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).double()
     hyper, x = of_tasks(net, kind).eval(), torch.randn(4, 7, **DOUBLE)
-    dynamic = {"inputs": ({0: torch.export.Dim.DYNAMIC},), "task": None}
+    dynamic = {"x": {0: torch.export.Dim.DYNAMIC}, "task": None}
     program = torch.export.export(hyper, (x,), {"task": 1}, dynamic_shapes=dynamic).module()
     for rows in (4, 9):
         x = torch.randn(rows, 7, **DOUBLE)
         assert_same(program(x, task=1), hyper(x, task=1), 1e-12, "the output of the program")
 
 
-@pytest.mark.parametrize("kind", ["full", "scaling"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("scaling", marks=pytest.mark.slow)])
 def test_compiles_in_one_graph(kind):
     torch.compiler.reset()
     hyper = conditional(mlp(), kind)
@@ -331,7 +332,7 @@ X, C = torch.ones(4, 7, **DOUBLE), torch.ones(4, 4, **DOUBLE)
         (conditional, lambda h: h(X, condition=C[:1]), SizeError, "samples=K"),
         (conditional, lambda h: h(X, condition=C[:, :3]), SizeError, r"tensor \(rows, 4\), got \(4, 3\)"),
         (conditional, lambda h: h(X, condition=3), SizeError, "got int"),
-        (conditional, lambda h: h(condition=C), SizeError, "an input"),
+        (conditional, lambda h: h.explain(condition=C), SizeError, "an input"),
         (conditional, lambda h: h(X[:, :6], condition=C), SizeError, "must have 7 features per sample"),
         (conditional, lambda h: h(X, condition=C, samples=2), SizeError, r"must be \(rows, 2, ...\)"),
         (conditional, lambda h: h.fold(), FoldError, "one network per condition"),
@@ -367,3 +368,10 @@ def test_slot_swish():
     assert_same(swish(x.flip(0)).flip(0), swish(x), 0, "the output in another order")
     assert float(weft.hypernet.SlotSwish().beta.detach()) == 0.5
     assert evaluate(swish, x).shape == x.shape
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one():
+    """DDP and FSDP2, with the cache of evaluation between the steps."""
+    layers = [module for kind in KINDS for module in (nn.Linear(3, 7).double(), of_tasks(mlp(), kind, tasks=1))]
+    check_data_parallel(nn.Sequential(nn.Linear(5, 3).double(), *layers), torch.randn(8, 5, **DOUBLE))

@@ -35,7 +35,31 @@ def conv_net(cls=nn.Conv2d, padding_mode="zeros"):
     ).double()  # fmt: skip
 
 
+class Branching(nn.Module):
+    """Runs what its values say, which vmap refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 2, **DOUBLE), nn.Linear(3, 2, **DOUBLE)
+
+    def forward(self, x):
+        return self.a(x) if bool(x.sum() > 0) else self.b(x)
+
+
+class Last(nn.Module):
+    """A recurrent layer, for which torch has no batching rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(3, 4, batch_first=True, **DOUBLE)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
 TARGETS = {
+    "branching": (Branching, (3,)),
+    "recurrent": (Last, (5, 3)),
     "linear": (lambda: nn.Linear(7, 3, **DOUBLE), (7,)),
     "wide": (lambda: nn.Sequential(nn.Linear(3, 9), nn.ELU(), nn.Linear(9, 9, bias=False)).double(), (3,)),
     "mlp": (mlp, (7,)),
@@ -227,6 +251,7 @@ def test_explain_names_paths_and_reasons():
     with torch.no_grad():
         assert "made once and kept" in hyper.eval().explain(x, task=1).weights
     assert conditional(Residual(7)).explain(x, condition=c).parts[0].path == "vmap"
+    assert conditional(Branching()).explain(x[:, :3], condition=c).parts[0].path == "loop"
 
 
 def test_choice_by_samples_changes_nothing():

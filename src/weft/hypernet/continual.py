@@ -1,8 +1,8 @@
 """Continual learning with a hypernetwork of tasks: what it generates for the past stays as it was.
 
-    loss = L_task + beta/n sum_t |H(e_t; Theta*) - H(e_t; Theta + dTheta)|^2        t: n of the past tasks
+    loss = L_task + beta/n sum_t norm(H(e_t; Theta_0) - H(e_t; Theta + dTheta))^2        t: n of the past tasks
 
-Theta*: the generator before the present task; dTheta: the step that the task alone would take, or 0; e_t: embeddings.
+Theta_0: the generator before the present task; dTheta: the step that the task alone would take, or 0; e_t: embeddings.
 
 von Oswald, Henning, Sacramento and Grewe 2020, Continual learning with hypernetworks, ICLR,
 https://arxiv.org/abs/1906.00695, equation 2 and section 2.3 (task inference by predictive entropy, HNET+ENT).
@@ -25,7 +25,7 @@ from weft.hypernet.hypernetwork import HyperNetwork
 class OutputRegularizer:
     """Holds what a hypernetwork generates for past tasks.
 
-        beta/n sum_t |H(e_t; Theta*) - H(e_t; Theta + dTheta)|^2
+        beta/n sum_t norm(H(e_t; Theta_0) - H(e_t; Theta + dTheta))^2
 
     Before each new task call ``snapshot`` with the tasks learned so far; add ``regularizer()`` to the loss of every
     step. It is exactly 0 right after a snapshot. Only embeddings and the generated tensors (or one copy of the

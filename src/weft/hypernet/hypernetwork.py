@@ -306,7 +306,7 @@ class HyperNetwork(Foldable):
             task: as in the call.
 
         Returns:
-            {name in the target: (B, *shape)}; B = 1 for one task. Tied parameters come under their first name.
+            ``{name in the target: (B, *shape)}``; B = 1 for one task. Tied parameters come under their first name.
         """
         rows = self.generator(self.codes(condition, task))
         return {slot.name: row.dense() for slot, row in zip(self.slots, rows, strict=True)}
@@ -314,12 +314,18 @@ class HyperNetwork(Foldable):
     # ------------------------------------------------------------------ running
 
     def forward(
-        self, *inputs: Tensor, condition: Any = None, task: int | Tensor | None = None, samples: int | None = None
+        self,
+        x: Tensor,
+        *others: Tensor,
+        condition: Any = None,
+        task: int | Tensor | None = None,
+        samples: int | None = None,
     ) -> Any:
         """Every row of the batch through its own network; with one task the whole batch through one.
 
         Args:
-            *inputs: of the target, (B, ...), or (B, K, ...) with ``samples``.
+            x: input of the target, (B, ...), or (B, K, ...) with ``samples``.
+            *others: further inputs, likewise.
             condition: (B, size), or what the condition module takes, of B rows.
             task: an id for all rows, or ids (B,).
             samples: K, None for one sample per row without a dimension of its own.
@@ -327,7 +333,7 @@ class HyperNetwork(Foldable):
         Returns:
             what the target returns, (B, ...) or (B, K, ...).
         """
-        return self._run(inputs, condition, task, samples)
+        return self._run((x, *others), condition, task, samples)
 
     def _run(
         self,

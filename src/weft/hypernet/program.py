@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -30,6 +31,8 @@ _SAMPLEWISE = (
     nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d,
 )  # fmt: skip
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+#: What torch says where vmap cannot do it: recurrent kernels, and branches on values.
+_NOT_BATCHED = ("Batching rule not implemented", "vmap: It looks like you're")
 _NORMS = nn.modules.batchnorm._NormBase  # batch and instance norm
 
 
@@ -166,10 +169,21 @@ def _by_func(step: Step, own: Mapping[str, RowWeights], inputs: tuple[Any, ...],
         _note(log, step, "one network", f"{kind} runs as it is, once")
         alone, inputs = _pytree.tree_map(lambda t: t[0], (tensors, inputs))
         return _pytree.tree_map(lambda y: y.unsqueeze(0), functional_call(module, alone, inputs))
-    _note(log, step, "vmap", f"{kind} has no form of its own here: torch.func runs it with a batch of parameters")
     if rows == 0:  # vmap needs one
         tensors, inputs = _pytree.tree_map(lambda t: t.new_zeros(1, *t.shape[1:]), (tensors, inputs))
-    out = vmap(lambda own, inputs: functional_call(module, own, inputs), randomness="different")(tensors, inputs)
+
+    def one(own: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Any:
+        return functional_call(module, dict(own), inputs)
+
+    try:
+        out = vmap(one, randomness="different")(tensors, inputs)
+        _note(log, step, "vmap", f"{kind} has no form of its own here: torch.func runs it with a batch of parameters")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NOT_BATCHED):
+            raise
+        rowwise = [_pytree.tree_map(lambda t, b=b: t[b], (tensors, inputs)) for b in range(max(rows, 1))]
+        out = _pytree.tree_map(lambda *ys: torch.stack(ys), *(one(*row) for row in rowwise))
+        _note(log, step, "loop", f"{kind} does what torch.vmap cannot batch, so rows run one by one")
     return _pytree.tree_map(lambda y: y[:rows], out)
 
 
@@ -190,7 +204,7 @@ def per_row_call(module: nn.Module, weights: Mapping[str, Tensor], *inputs: Tens
 
     Args:
         module: any module; it is not changed.
-        weights: (B, *shape) by name of a parameter or buffer; what is missing is the module's own, the same for all.
+        weights: ``(B, *shape)`` by name of a parameter or buffer; what is missing is the module's own, the same for all.
         *inputs: (B, ...), one sample per row, or (B, K, ...) with ``samples``.
         samples: K, None for one sample without a dimension of its own.
 
