@@ -38,6 +38,7 @@ TESTS = {
         f"{LAYERS}/test_{part}.py" for part in ("plain", "weight", "paths", "cache", "cache_staleness", "initial_law")
     ),
     "overparam": ("tests/overparam/test_forms.py", "tests/overparam/test_states.py"),
+    "hypernet": tuple(f"tests/hypernet/test_{part}.py" for part in ("rows", "hypernetwork", "init", "continual")),
     "surgery": ("tests/surgery",),
     "cli/approximate": ("tests/cli/test_approximate.py",),
 }
@@ -625,6 +626,30 @@ FAULTS = [
     ),
     Fault(RANK, "0.17/(1 + out/rank)^0.5", "1", "SGD rate of the right factor", LEARNING_RATES),
     Fault(SEMI, "num_stages/12", "num_stages*9", "SGD rate of the diagonal", LEARNING_RATES),
+    # ------------------------------------------------------------ hypernetworks
+    Fault("hypernet/rows.py", "* self.scale.to(y.dtype)", "", "fixed scale forgotten by the contraction"),
+    Fault(
+        "hypernet/rows.py",
+        "self.in_scale.repeat(1, channels // self.base.shape[1])",
+        "self.in_scale.repeat_interleave(channels // self.base.shape[1], 1)",
+        "scales of channels in another order in groups",
+    ),
+    Fault("hypernet/program.py", 'randomness="different"', 'randomness="same"', "one dropout mask for all rows"),
+    Fault("hypernet/generators.py", "math.ceil(total / size)\n", "total // size\n", "the last numbers are not covered"),
+    Fault("hypernet/generators.py", " / square.mean().sqrt()", "", "what chunks give a tensor is not measured"),
+    Fault("hypernet/init.py", "return 2 * a * b / (a + b)", "return 2 * (a + b)", "a harmonic mean that is none"),
+    Fault("hypernet/hypernetwork.py", "lookup(self, task,", "lookup(self, 0,", "the kept tensors of another task"),
+    Fault(
+        "hypernet/hypernetwork.py", "lookup(self, task,", "lookup(self.generator, task,", "a cache blind to embeddings"
+    ),
+    Fault("hypernet/continual.py", "max(len(tasks), 1)", "max(len(self.tasks), 1)", "a biased subset of past tasks"),
+    Fault(
+        "hypernet/gradients.py",
+        "if moves() and slope is None:",
+        "if False:",
+        "a broken graph reported as unused",
+        ("tests/hypernet/test_gradients.py",),
+    ),
 ]
 
 

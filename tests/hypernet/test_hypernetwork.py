@@ -188,6 +188,9 @@ def test_structured_targets_move_and_are_no_layers_of_the_model():
     assert sum(p.numel() for group in weft.parameter_groups(model, lr=0.1) for p in group["params"]) == numbers
     (row,) = weft.summary(model).rows
     assert (row.type, row.family, row.parameters) == ("HyperNetwork", "full", numbers)
+    rows = weft.hypernet.HyperNetwork(net, condition=3)
+    batch = {"x": x.float(), "condition": torch.randn(3, 3)}
+    assert [row.type for row in weft.summary(rows, batch).rows] == ["HyperNetwork"]
     weft.clear_cache(model)
     assert hyper._cache.entry is None
     with pytest.raises(weft.WeftError, match="Weft layer already"):

@@ -122,8 +122,6 @@ class HeadRows(RowWeights):
     def _builds(self, samples: int) -> bool:
         """Whether building the weights takes less time; with one sample per row never."""
         hidden = len(self.weight)
-        if samples == 1:
-            return False
         near = is_recording() or len(self.code) * self.bias.numel() * self.bias.element_size() < _CACHE_BYTES
         return samples * hidden > hidden + samples + (_MACS_PER_NUMBER if near else _MACS_PER_FAR_NUMBER)
 

@@ -161,8 +161,7 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
             count = output.numel() * module.in_features
         macs[module] = macs.get(module, 0) + count
 
-    wholes = [m for m in model.modules() if isinstance(m, EPLayer | HyperNetwork)]
-    inside = {part for m in wholes for part in m.modules() if part is not m}
+    inside = {part for m in model.modules() if isinstance(m, EPLayer) for part in m.modules() if part is not m}
     handles = [
         m.register_forward_hook(hook, with_kwargs=True)
         for m in model.modules()
