@@ -250,6 +250,19 @@ def test_export_of_a_task(kind):
         assert_same(program(x, task=1), hyper(x, task=1), 1e-12, "the output of the program")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_of_rows(kind):
+    """Any batch size, of sequences without parts that run under vmap."""
+    torch.compiler.reset()
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
+    hyper, x, c = conditional(net, kind), torch.randn(5, 2, 4, 4, **DOUBLE), torch.randn(5, 4, **DOUBLE)
+    rows = {0: torch.export.Dim("rows", min=2)}
+    program = torch.export.export(hyper, (x,), {"condition": c}, dynamic_shapes={"x": rows, "condition": rows}).module()
+    x, c = torch.randn(8, 2, 4, 4, **DOUBLE), torch.randn(8, 4, **DOUBLE)
+    assert_same(program(x, condition=c), hyper(x, condition=c), 1e-12, "the output of the program")
+
+
 @pytest.mark.parametrize("kind", ["full", pytest.param("scaling", marks=pytest.mark.slow)])
 def test_compiles_in_one_graph(kind):
     torch.compiler.reset()

@@ -73,6 +73,7 @@ TARGETS = {
     "mixed": (
         lambda: nn.Sequential(
             nn.Sequential(nn.Linear(5, 4), weft.hypernet.SlotSwish(4)), nn.LayerNorm(4), Residual(4), nn.PReLU(),
+            nn.RMSNorm(4),
             nn.Linear(4, 2),
         ).double(),
         (5,),
@@ -237,7 +238,15 @@ def test_no_weight_per_row_is_ever_built(kind, sides):
 def test_explain_names_paths_and_reasons():
     x, c = torch.randn(5, 4, 7, 8, **DOUBLE), torch.randn(5, 4, **DOUBLE)
     parts = conditional(conv_net()).explain(x, condition=c).parts
-    paths = ["grouped convolution", "vmap", "one call", "grouped convolution", "one call", "one call", "contraction"]
+    paths = [
+        "grouped convolution",
+        "one call",
+        "one call",
+        "grouped convolution",
+        "one call",
+        "one call",
+        "contraction",
+    ]
     assert [part.path for part in parts] == paths
     assert [part.part for part in parts] == list("0123456")
     scaling = conditional(conv_net(), "scaling").explain(x, condition=c)
@@ -301,6 +310,20 @@ def test_batch_norm_in_evaluation_uses_running_statistics():
     hyper.train()
     hyper.target.eval()  # the remedy that the error names
     assert_same(hyper(x, condition=c), loop(hyper, target.eval(), c, x), 1e-10, "the output in training")
+
+
+@pytest.mark.parametrize("pattern", ["*.weight", "*.bias"])
+def test_half_a_norm_may_be_shared(pattern):
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 2), nn.GroupNorm(3, 6), nn.BatchNorm2d(6), nn.Flatten(2), nn.LayerNorm((6, 4)), nn.BatchNorm1d(6)
+    )  # fmt: skip
+    net = randomised(net.double()).eval()
+    with torch.no_grad():
+        net[2].running_var.uniform_(0.5, 2)
+    hyper = conditional(net, generated=pattern).eval()
+    x, c = torch.randn(5, 4, 3, 3, **DOUBLE), torch.randn(5, 4, **DOUBLE)
+    assert_same(hyper(x, condition=c), loop(hyper, net, c, x), 1e-10, "the output")
+    assert "vmap" not in {part.path for part in hyper.explain(x, condition=c).parts}
 
 
 def test_batch_norm_refuses_to_train_on_rows():

@@ -239,7 +239,9 @@ class Chunked(Generator):
         sizes = [slot.size for slot in self.slots]
         parts = flat[:, : sum(sizes)].split(sizes, 1)  # the surplus of the last chunk is dropped
         every = zip(self.slots, parts, self.scale.unbind(), self.mean.unbind(), strict=True)
-        return [DenseRows((part * scale + mean).reshape(len(codes), *slot.shape)) for slot, part, scale, mean in every]
+        return [
+            DenseRows((part * scale + mean).reshape(codes.shape[0], *slot.shape)) for slot, part, scale, mean in every
+        ]
 
     def _draw(self, codes: Tensor) -> None:
         sizes = [slot.size for slot in self.slots]
@@ -368,7 +370,7 @@ class LowRank(Generator):
 
 def _with_embeddings(codes: Tensor, embeddings: Tensor) -> Tensor:
     """(B, E) and (N, d) to (B, N, E + d), every pair."""
-    rows, number = len(codes), len(embeddings)
+    rows, number = codes.shape[0], embeddings.shape[0]
     return torch.cat([codes[:, None].expand(rows, number, -1), embeddings.expand(rows, number, -1)], -1)
 
 

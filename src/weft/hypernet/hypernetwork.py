@@ -354,9 +354,9 @@ class HyperNetwork(Foldable):
         codes, rows = self.codes(condition, task), inputs[0].shape[0]
         if self.embeddings is not None and not isinstance(task, Tensor):  # one task, and samples per row
             codes, task = codes.expand(rows, -1), torch.full((rows,), task or 0, device=codes.device)
-        if len(codes) != rows:
+        if codes.shape[0] != rows:
             raise SizeError(
-                f"{'task' if condition is None else 'condition'} has {len(codes)} rows, the input has {rows}; they "
+                f"{'task' if condition is None else 'condition'} has {codes.shape[0]} rows, the input has {rows}; they "
                 f"must be equal. For one condition and many samples give inputs (rows, K, ...) and samples=K"
             )
         weights = self._named(self.generator(codes)) | self._task_buffers(task)

@@ -37,7 +37,7 @@ _NORMS = nn.modules.batchnorm._NormBase  # batch and instance norm
 
 
 class Step(NamedTuple):
-    """One part of a target: ``"linear"``, ``"conv"``, ``"shared"`` (the same for all rows) or ``"module"``."""
+    """One part of a target: ``"linear"``, ``"conv"``, ``"norm"``, ``"shared"`` (one for all rows) or ``"module"``."""
 
     kind: str
     prefix: str
@@ -77,10 +77,21 @@ def steps_of(module: nn.Module, generated: set[str], prefix: str = "") -> Iterat
         yield Step("linear", prefix, module)
     elif own and kind in _CONVOLUTIONS:
         yield Step("conv", prefix, module)
+    elif own and _normalises(module) and {name for name in generated if name.startswith(prefix)} <= {
+        f"{prefix}weight", f"{prefix}bias"
+    }:  # fmt: skip
+        yield Step("norm", prefix, module)
     elif not own and (kind in _SAMPLEWISE or isinstance(module, Layer) or _flattens(module)):
         yield Step("shared", prefix, module)
     else:
         yield Step("module", prefix, module)
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether it is a norm whose statistics do not depend on the other rows."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return not module.training and module.running_mean is not None
+    return type(module) in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def _flattens(module: nn.Module) -> bool:
@@ -116,6 +127,8 @@ def run(
         own = {name.removeprefix(step.prefix): w for name, w in weights.items() if name.startswith(step.prefix)}
         if step.kind in ("linear", "conv"):
             x = _product(step, own, x, log)
+        elif step.kind == "norm":
+            x = _norm(step, own, x, log)
         elif step.kind == "shared":
             x = step.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             _note(log, step, "one call", "nothing of it is generated, and it treats every sample by itself")
@@ -156,8 +169,38 @@ def _product(step: Step, own: dict[str, RowWeights], x: Tensor, log: list[Choice
     if "bias" in own:
         bias = own["bias"].dense()
         before = 1 if dims else y.dim() - 2
-        return y + bias.reshape(len(bias), *(1,) * before, bias.shape[1], *(1,) * dims).to(y.dtype)
+        return y + bias.reshape(bias.shape[0], *(1,) * before, bias.shape[1], *(1,) * dims).to(y.dtype)
     return y if module.bias is None else y + module.bias.reshape(-1, *(1,) * dims).to(y.dtype)
+
+
+def _norm(step: Step, own: dict[str, RowWeights], x: Tensor, log: list[Choice] | None) -> Tensor:
+    """A norm layer with a gain per row, a shift per row, or both."""
+    module: Any = step.module
+    merged, last = x.flatten(0, 1), isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    if isinstance(module, nn.LayerNorm):
+        y = F.layer_norm(merged, module.normalized_shape, None, None, module.eps)
+    elif isinstance(module, nn.RMSNorm):
+        y = F.rms_norm(merged, module.normalized_shape, None, module.eps)
+    elif isinstance(module, nn.GroupNorm):
+        y = F.group_norm(merged, module.num_groups, None, None, module.eps)
+    else:
+        y = F.batch_norm(merged, module.running_mean, module.running_var, eps=module.eps)
+    y = y.unflatten(0, x.shape[:2])
+    _note(log, step, "one call", "normalised together, then scaled and shifted per row")
+
+    def aligned(name: str) -> Tensor | None:
+        """Gain or shift with the dimensions of y: of its last ones, or of the channels."""
+        shared = getattr(module, name, None)
+        if name not in own:
+            return shared if shared is None or last else shared.reshape(-1, *(1,) * (y.dim() - 3))
+        tensor = own[name].dense()
+        rows, *sides = tensor.shape
+        before = y.dim() - 1 - len(sides) if last else 1
+        return tensor.reshape(rows, *(1,) * before, *sides, *(1,) * (y.dim() - 1 - before - len(sides)))
+
+    gain, shift = aligned("weight"), aligned("bias")
+    y = y if gain is None else y * gain.to(y.dtype)
+    return y if shift is None else y + shift.to(y.dtype)
 
 
 def _by_func(step: Step, own: Mapping[str, RowWeights], inputs: tuple[Any, ...], log: list[Choice] | None) -> Any:
@@ -204,7 +247,7 @@ def per_row_call(module: nn.Module, weights: Mapping[str, Tensor], *inputs: Tens
 
     Args:
         module: any module; it is not changed.
-        weights: ``(B, *shape)`` by name of a parameter or buffer; what is missing is the module's own, the same for all.
+        weights: ``(B, *shape)`` by name of a parameter or buffer; what is missing is the module's own, for all rows.
         *inputs: (B, ...), one sample per row, or (B, K, ...) with ``samples``.
         samples: K, None for one sample without a dimension of its own.
 

@@ -103,7 +103,7 @@ class HeadRows(RowWeights):
 
     def dense(self) -> Tensor:
         flat = torch.addmm(self.bias.reshape(-1), self.code, self.weight.reshape(len(self.weight), self.bias.numel()))
-        return (flat * self.scale).reshape(len(self.code), *self.bias.shape)
+        return (flat * self.scale).reshape(self.code.shape[0], *self.bias.shape)
 
     def linear(self, x: Tensor) -> Tensor:
         if self._builds(x.shape[1]):
@@ -122,7 +122,7 @@ class HeadRows(RowWeights):
     def _builds(self, samples: int) -> bool:
         """Whether building the weights takes less time; with one sample per row never."""
         hidden = len(self.weight)
-        near = is_recording() or len(self.code) * self.bias.numel() * self.bias.element_size() < _CACHE_BYTES
+        near = is_recording() or self.code.shape[0] * self.bias.numel() * self.bias.element_size() < _CACHE_BYTES
         return samples * hidden > hidden + samples + (_MACS_PER_NUMBER if near else _MACS_PER_FAR_NUMBER)
 
     def way(self, samples: int) -> tuple[str, str]:
@@ -148,7 +148,7 @@ class ScaledRows(RowWeights):
 
     def dense(self) -> Tensor:
         out, columns, *size = self.base.shape
-        rows, ones = len(self.out_scale), (1,) * len(size)
+        rows, ones = self.out_scale.shape[0], (1,) * len(size)
         return self.base * self.out_scale.reshape(rows, out, 1, *ones) * self.in_scale.reshape(rows, 1, columns, *ones)
 
     def linear(self, x: Tensor) -> Tensor:
