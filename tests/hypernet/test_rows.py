@@ -315,7 +315,8 @@ def test_batch_norm_in_evaluation_uses_running_statistics():
 @pytest.mark.parametrize("pattern", ["*.weight", "*.bias"])
 def test_half_a_norm_may_be_shared(pattern):
     net = nn.Sequential(
-        nn.Conv2d(4, 6, 2), nn.GroupNorm(3, 6), nn.BatchNorm2d(6), nn.Flatten(2), nn.LayerNorm((6, 4)), nn.BatchNorm1d(6)
+        nn.Conv2d(4, 6, 2), nn.GroupNorm(3, 6), nn.BatchNorm2d(6), nn.Flatten(2), nn.LayerNorm((6, 4)),
+        nn.BatchNorm1d(6),
     )  # fmt: skip
     net = randomised(net.double()).eval()
     with torch.no_grad():

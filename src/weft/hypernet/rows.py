@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.modes import is_autocast, is_recording
+from weft.modes import is_autocast, is_plain, is_recording
 
 #: Writing, reading and differentiating one number of a weight that is built for one row takes as long as so many
 #: multiply-adds of a large matrix product: while the weights of all rows fit the caches, and beyond. Measured on one
@@ -197,6 +197,22 @@ class LowRankRows(RowWeights):
         return "factors", f"two thin products, by {' and '.join(dict.fromkeys(ways))}"
 
 
+class _OneSampleProducts(torch.autograd.Function):
+    """A batched matmul of one sample per row: its gradients by outer products, which BLAS does badly as matmuls."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        by_x = torch.bmm(slope, weight) if ctx.needs_input_grad[0] else None
+        by_weight = slope.transpose(1, 2) * x if ctx.needs_input_grad[1] else None
+        return by_x, by_weight
+
+
 def row_products(x: Tensor, weight: Tensor) -> Tensor:
     """Every row times its own matrix.
 
@@ -207,11 +223,12 @@ def row_products(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, K, O).
     """
-    one = x.shape[1] == 1 and torch.is_grad_enabled() and weight.requires_grad
-    if one and x.dtype == weight.dtype and not is_autocast(x.device.type):
-        # The gradient of a batched matmul of one sample each is a batch of outer products, which BLAS does badly.
-        return (weight * x).sum(-1).unsqueeze(1)
-    return torch.bmm(x, weight.transpose(1, 2))
+    wants_gradients = torch.is_grad_enabled() and weight.requires_grad and x.dtype == weight.dtype
+    if not wants_gradients or x.shape[1] != 1 or is_autocast(x.device.type):
+        return torch.bmm(x, weight.transpose(1, 2))
+    if is_plain() and not torch.compiler.is_compiling():
+        return _OneSampleProducts.apply(x, weight)
+    return (weight * x).sum(-1).unsqueeze(1)  # what compilers and transforms can take apart, as fast
 
 
 def row_convolutions(x: Tensor, kernel: Tensor, conv: Any) -> Tensor:
