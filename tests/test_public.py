@@ -48,7 +48,9 @@ def test_public_names():
     assert len(weft.__all__) == len(set(weft.__all__))
 
 
-@pytest.mark.parametrize("module", ["weft", "weft.parametrizations", "weft.layers", "weft.surgery", "weft.testing"])
+@pytest.mark.parametrize(
+    "module", ["weft", "weft.parametrizations", "weft.layers", "weft.hypernet", "weft.surgery", "weft.testing"]
+)
 def test_everything_listed_is_there_and_documented(module):
     module = importlib.import_module(module)
     for name in module.__all__:
