@@ -11,6 +11,7 @@ from typing import Any
 
 from weft import parametrizations
 from weft import quaternion
+from weft import superposition
 from weft.errors import WeftError
 from weft.layers import Conv1d
 from weft.layers import Conv2d
@@ -57,6 +58,7 @@ from weft.overparam import effective_rank
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
 from weft.plots import plot_partition
+from weft.superposition import MIMO
 from weft.surgery import algebra_penalty
 from weft.surgery import approximate
 from weft.surgery import convert
@@ -71,6 +73,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "MIMO",
     "RNN",
     "Conv1d",
     "Conv2d",
@@ -124,6 +127,7 @@ __all__ = [
     "plot_partition",
     "quaternion",
     "summary",
+    "superposition",
     "verify",
 ]
 

@@ -5,6 +5,11 @@ from weft.models.resnet import CifarResNet
 from weft.models.resnet import ResNet
 from weft.models.small_cnn import SmallCNN
 from weft.models.vgg import VGG
+from weft.models.wide_resnet import mimonet
+from weft.models.wide_resnet import wide_isonet
+from weft.models.wide_resnet import wide_isorelunet
+from weft.models.wide_resnet import wide_network
+from weft.models.wide_resnet import wide_resnet
 
 __all__ = [
     "MLP",
@@ -12,4 +17,9 @@ __all__ = [
     "CifarResNet",
     "ResNet",
     "SmallCNN",
+    "mimonet",
+    "wide_isonet",
+    "wide_isorelunet",
+    "wide_network",
+    "wide_resnet",
 ]

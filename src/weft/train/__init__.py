@@ -7,10 +7,12 @@ from weft.train.callbacks import DecreasingLR
 from weft.train.classifier import Classifier
 from weft.train.decreasing_lr import Round
 from weft.train.decreasing_lr import train_with_decreasing_lr
+from weft.train.superposed import SuperposedClassifier
 
 __all__ = [
     "Classifier",
     "DecreasingLR",
     "Round",
+    "SuperposedClassifier",
     "train_with_decreasing_lr",
 ]
