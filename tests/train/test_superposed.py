@@ -155,13 +155,17 @@ def test_threshold_is_in_the_checkpoint(tmp_path):
     assert again._filter.previous == module._filter.previous
 
 
-def test_testing_calibrates_an_s_that_was_not_trained_with():
+def test_testing_calibrates_an_s_that_was_not_trained_with(tmp_path):
     data = ImageData("digits", batch_size=64)
     module = SuperposedClassifier(network(4), sup_low=1, sup_frequency=0.5, evaluate_at=[2], calibration_batches=3)
     run = fit(module, data)
     assert module.net.uncalibrated() == [2]
     weights = {n: p.clone() for n, p in module.net.named_parameters()}
-    result = run.test(module, datamodule=data, verbose=False)[0]
+    run.save_checkpoint(tmp_path / "a.ckpt")  # it says that the loader has served the whole epoch
+    again = ImageData("digits", batch_size=64)
+    result = trainer().test(module, datamodule=again, ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)[
+        0
+    ]
     assert {"test/acc", "test/acc_S1", "test/acc_S2", "test/acc_S4"} <= result.keys()
     assert module.net.uncalibrated() == []
     assert module.net.trunk[0].branch[0].num_batches_tracked[1] == 3

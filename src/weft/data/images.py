@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from weft.data.batches import Batches
@@ -185,7 +186,7 @@ class ImageData(pl.LightningDataModule):
         loader = Batches(
             images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world, passes=self.passes
         )
-        if self._resumed:
+        if self._resumed and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
             loader.load_state_dict(self._resumed)
         self._train_loader = loader
         return loader
