@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("weft.cli.list", "the families of weight matrices, with their facts"),
     "check": ("weft.cli.check", "check every key of recipes without building anything"),
     "approximate": ("weft.cli.approximate", "how near every family comes to a weight; --finetune trains the layer"),
+    "mimo": ("weft.cli.mimo", "train and validate networks that compute on N images at once"),
+    "study": ("weft.cli.study", "train several recipes at several seeds: one table, one plot"),
     "fit": ("weft.cli.lightning", "train a recipe; --ckpt_path last resumes"),
     "validate": ("weft.cli.lightning", "one pass over the validation set"),
     "test": ("weft.cli.lightning", "one pass over the test set"),

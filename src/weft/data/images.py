@@ -32,7 +32,7 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         source: "digits" (1,797 grey images of 8 x 8 pixels; 1,437 train, 360 test, always the same), a folder of
-            Parquet files, or a hub id such as "ylecun/mnist".
+            Parquet files, or a hub id such as "ylecun/mnist"; "owner/name:config" where a data set has several.
         data_dir: folder in which the folder ``source`` is looked for; None looks in the environment variable
             ``WEFT_DATA`` only.
         batch_size: images per step and process in training.
