@@ -240,3 +240,14 @@ def test_crops_may_mirror_the_border():
     black = ImageData("digits", crop_padding=2, mean=[0.0], std=[1.0])
     black.setup("fit")
     assert (black.normalise(white, augment=True) == 0).any()
+
+
+def test_train_size_keeps_a_stratified_part_and_the_validation_set():
+    whole, part = ImageData("digits"), ImageData("digits", train_size=200)
+    assert len(part._split()[0][1]) == 200
+    assert torch.equal(part._split()[1][0], whole._split()[1][0])
+    counts = torch.bincount(part._split()[0][1])
+    assert counts.min() >= 19
+    assert counts.max() <= 21
+    with pytest.raises(OptionError, match="train_size must be at most 1293"):
+        ImageData("digits", train_size=1294).setup("fit")

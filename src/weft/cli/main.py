@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("weft.cli.check", "check every key of recipes without building anything"),
     "approximate": ("weft.cli.approximate", "how near every family comes to a weight; --finetune trains the layer"),
     "mimo": ("weft.cli.mimo", "train and validate networks that compute on N images at once"),
+    "rank-bias": ("weft.cli.rank_bias", "the toy experiment on depth and effective rank"),
     "study": ("weft.cli.study", "train several recipes at several seeds: one table, one plot"),
     "fit": ("weft.cli.lightning", "train a recipe; --ckpt_path last resumes"),
     "validate": ("weft.cli.lightning", "one pass over the validation set"),

@@ -39,7 +39,9 @@ class ImageData(pl.LightningDataModule):
         eval_batch_size: images per step and process in validation, test and prediction; None is ``batch_size``.
         val_share: share of the training images kept for validation, in [0, 1); 0 means no validation (give the
             trainer ``limit_val_batches=0`` too, or it remarks on the empty loader).
-        split_seed: seed of the validation split.
+        train_size: number of training images to keep, of those that validation leaves; stratified by label and drawn by
+            ``split_seed``. None keeps all.
+        split_seed: seed of the validation split and of the choice of ``train_size`` images.
         resize: side of the square to which all images are resized when decoded, in pixels; None keeps their size.
         center_crop: side of the square that is cut from the middle of every image, in pixels; None keeps all.
         crop_padding: pixels added on every side before a random crop back to size, in training; 0 is off.
@@ -72,6 +74,7 @@ class ImageData(pl.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         val_share: float = 0.1,
+        train_size: int | None = None,
         split_seed: int = 0,
         resize: int | None = None,
         center_crop: int | None = None,
@@ -86,7 +89,8 @@ class ImageData(pl.LightningDataModule):
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
                                    ("resize", resize, 1), ("center_crop", center_crop, 1),
-                                   ("crop_padding", crop_padding, 0), ("passes", passes, 1)):  # fmt: skip
+                                   ("crop_padding", crop_padding, 0), ("passes", passes, 1),
+                                   ("train_size", train_size, 1)):  # fmt: skip
             if value is not None and value < least:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
         if not 0 <= val_share < 1:
@@ -98,6 +102,7 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.val_share = val_share
+        self.train_size = train_size
         self.split_seed = split_seed
         self.resize = resize
         self.center_crop = center_crop
@@ -305,15 +310,24 @@ class ImageData(pl.LightningDataModule):
         if self._train_val is None:
             images, labels, names = load(self.place, True, self.resize)
             images = self._cropped(images)
-            train, val = slice(None), slice(0)
+            train, val = np.arange(len(labels)), np.arange(0)
             if self.val_share > 0:
-                from sklearn.model_selection import train_test_split
-
-                train, val = train_test_split(
-                    np.arange(len(labels)), test_size=self.val_share, stratify=labels, random_state=self.split_seed
-                )
+                train, val = self._drawn(train, labels, test_size=self.val_share)
+            if self.train_size is not None and self.train_size != len(train):
+                if self.train_size > len(train):
+                    raise OptionError(
+                        f"train_size must be at most {len(train)}, what validation leaves; got {self.train_size}"
+                    )
+                train, _ = self._drawn(train, labels, train_size=self.train_size)
             self._train_val = (images[train], labels[train]), (images[val], labels[val]), names
         return self._train_val
+
+    def _drawn(self, rows: Any, labels: Tensor, **sizes: float) -> list[Any]:
+        """Two parts of some rows, stratified by label."""
+        from sklearn.model_selection import train_test_split
+
+        parts: list[Any] = train_test_split(rows, stratify=labels[rows], random_state=self.split_seed, **sizes)
+        return parts
 
     def _get_normaliser(self) -> Normaliser:
         if self._normaliser is None:

@@ -103,8 +103,8 @@ def _open(place: str | Path, train: bool) -> "Dataset":
     from datasets import load_dataset
 
     try:
-        name, _, config = ("" if isinstance(place, Path) else place).partition(":")
-        splits = load_dataset(name, config or None) if name else load_dataset(str(place))
+        named = [str(place)] if isinstance(place, Path) else place.split(":", 1)
+        splits = load_dataset(*named)
     except Exception as error:  # anything from a missing file to no network; the cause is kept
         kind = "the folder" if isinstance(place, Path) else "the Hugging Face hub's data set"
         raise OptionError(

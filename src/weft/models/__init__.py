@@ -1,6 +1,7 @@
 """Models, one skeleton each, whose layers take any family. ``import weft`` does not import this package."""
 
 from weft.models.mlp import MLP
+from weft.models.overparameterized import overparameterized
 from weft.models.resnet import CifarResNet
 from weft.models.resnet import ResNet
 from weft.models.small_cnn import SmallCNN
@@ -18,6 +19,7 @@ __all__ = [
     "ResNet",
     "SmallCNN",
     "mimonet",
+    "overparameterized",
     "wide_isonet",
     "wide_isorelunet",
     "wide_network",
