@@ -8,7 +8,7 @@ import torch
 import weft
 from weft.cli.main import main
 from weft.errors import OptionError
-from weft.train.rank_bias import _chain, _problems, rank_bias
+from weft.train.rank_experiment import _chain, _problems, rank_bias
 
 F64 = torch.float64
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from weft.cli.approximate.results import write
 from weft.errors import OptionError
-from weft.train.rank_bias import RankBias, rank_bias
+from weft.train.rank_experiment import RankBias, rank_bias
 
 
 def run(command: str, argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from weft.superposition.binding import MBAT
 from weft.superposition.binding import Binding
 from weft.superposition.binding import Bundle
 from weft.superposition.binding import make_binding
+from weft.superposition.measure import Regrouping
 from weft.superposition.measure import regrouping_spread
 from weft.superposition.measure import seconds_per_input
 from weft.superposition.mimo import MIMO
@@ -23,6 +24,7 @@ __all__ = [
     "MIMO",
     "Binding",
     "Bundle",
+    "Regrouping",
     "SwitchableBatchNorm",
     "Unbinding",
     "isometry_penalty",
