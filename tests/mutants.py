@@ -39,6 +39,12 @@ TESTS = {
     ),
     "overparam": ("tests/overparam/test_forms.py", "tests/overparam/test_states.py"),
     "hypernet": tuple(f"tests/hypernet/test_{part}.py" for part in ("rows", "hypernetwork", "init", "continual")),
+    "superposition": ("tests/superposition",),
+    "models/wide_resnet.py": ("tests/models/test_wide_resnet.py",),
+    "train/superposed.py": ("tests/train/test_superposed.py",),
+    "train/rank_experiment.py": ("tests/train/test_rank_bias.py",),
+    "cli/study": ("tests/cli/test_study.py",),
+    "cli/mimo": ("tests/cli/test_mimo.py",),
     "surgery": ("tests/surgery",),
     "cli/approximate": ("tests/cli/test_approximate.py",),
 }
@@ -601,6 +607,41 @@ FAULTS = [
         "the chain is multiplied in the dearer order",
         ("tests/parametrizations/test_chain.py",),
     ),
+    Fault("superposition/binding.py", "(size - 1) // 2 - rows", "size // 2 - rows", "centre of the circulant matrix"),
+    Fault("superposition/binding.py", "y.roll((size - 1) // 2", "y.roll(size // 2", "centre of the Fourier path"),
+    Fault(
+        "superposition/binding.py", "keys.unflatten(0, (-1, num_superposed)).sum(0)", "keys[:num_superposed]", "S < N"
+    ),
+    Fault(
+        "superposition/binding.py", "(waves + signs @ real) / size", "(waves + real.sum(0)) / size", "signs are fixed"
+    ),
+    Fault("superposition/unbinding.py", "slots.mean(1)", "slots.sum(1)", "slots are added and not averaged"),
+    Fault("superposition/mimo.py", "torch.arange(missing, device=z.device) % len(x)", "[0] * missing", "what fills up"),
+    Fault("superposition/mimo.py", "v[: len(x)]", "v[-len(x) :]", "answers of another input"),
+    Fault("superposition/statistics.py", "self.running_mean[self.row]", "self.running_mean[0]", "one mean for every S"),
+    Fault(
+        "superposition/statistics.py", "each.momentum, each.training = None, True", "each.training = True", "last batch"
+    ),
+    Fault("superposition/regularization.py", "part.shape[1] < part.shape[0]", "part.shape[1] > part.shape[0]", "axes"),
+    Fault("superposition/regularization.py", "pad // step", "pad", "central tap with a stride"),
+    Fault("models/wide_resnet.py", "stride = 2 if index > 0", "stride = 2 if index > 1", "one stage is not halved"),
+    Fault(
+        "train/superposed.py",
+        "            parameter.grad.add_(gradient)",
+        "            pass",
+        "isometry is not trained",
+    ),
+    Fault("train/superposed.py", "buffer.copy_(before)", "pass", "a skipped step moves the batch norms"),
+    Fault("train/superposed.py", "each.grad = None", "pass", "no step is skipped"),
+    Fault(
+        "train/superposed.py",
+        '["gradient_filter"] = self._filter.state()',
+        '["gradient_filter"] = {}',
+        "threshold lost",
+    ),
+    Fault("train/rank_experiment.py", "scale * gradient", "gradient", "gradients are not clipped"),
+    Fault("cli/study/__init__.py", 'sign = 1 if choice.mode == "max" else -1', "sign = 1", "the worst value is chosen"),
+    Fault("cli/study/__init__.py", '"--ckpt_path", "last"])', '"--ckpt_path", "best"])', "best weights are tested"),
     Fault("overparam/compose.py", "(k // 2, k - 1 - k // 2)", "(k - 1 - k // 2, k // 2)", "centre of even kernels"),
     Fault("overparam/compose.py", "variance + norm.eps", "variance + 1e-5", "eps of the norm is ignored"),
     Fault("overparam/compose.py", "_add(bias, passed)", "bias", "biases do not pass along skips"),

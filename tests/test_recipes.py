@@ -10,13 +10,24 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Picture
 
 from weft.cli.main import main
+from weft.cli.study.plan import read
 
 # Lightning's command line runs on jsonargparse's older interface, which says so whenever it is built.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+STUDIES = sorted((FOLDER / "studies").glob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if "model" in yaml.safe_load(path.read_text()))
 # What makes a run tiny.
-TINY_WIDTHS = {"weft.models.SmallCNN": "[4,4,8]", "weft.models.CifarResNet": "[4,4,8]"}
+MIMO = ["--model.model.init_args.width=0.25", "--model.model.init_args.initial_width=0.25", "--data.batch_size=8"]
+TINY_MODELS = {
+    "weft.models.SmallCNN": ["--model.model.init_args.widths=[4,4,8]"],
+    "weft.models.CifarResNet": ["--model.model.init_args.widths=[4,4,8]"],
+    "weft.models.overparameterized": ["--model.model.init_args.model.init_args.widths=[4,4,8]"],
+    "weft.models.mimonet": MIMO,
+    "weft.models.wide_resnet": MIMO,
+    "weft.models.wide_isorelunet": MIMO,
+}
 TINY = [
     "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
     "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false",
@@ -25,7 +36,7 @@ TINY = [
     "--data.val_share=0.25",  # at least one of each class
 ]  # fmt: skip
 # The sources that recipes name, as the hub lays them out: image column, shape of an image.
-SOURCES = {"fashion_mnist": ("image", (28, 28)), "cifar10": ("img", (32, 32, 3))}
+SOURCES = {"fashion_mnist": ("image", (28, 28)), "mnist": ("image", (28, 28)), "cifar10": ("img", (32, 32, 3))}
 
 
 @pytest.fixture
@@ -43,8 +54,16 @@ def data_folder(tmp_path, monkeypatch):
             Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name / f"{split}-00000-of-00001.parquet")
 
 
+def tiny_model(recipe):
+    content = yaml.safe_load(recipe.read_text())
+    section = content["model"].get("init_args", content["model"])
+    size = ["--data.train_size=20"] if "train_size" in content["data"] else []
+    return [*TINY_MODELS[section["model"]["class_path"]], *size]
+
+
 def test_all_recipes_were_found():
-    assert len(RECIPES) == 5, "a recipe was added or lost: change the number here together with the recipes"
+    counts = (len(RECIPES), len(STUDIES))
+    assert counts == (15, 3), "a recipe was added or lost: change the numbers here together with the recipes"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -57,21 +76,13 @@ def test_header_says_what_how_where_and_with_what_result(recipe):
     header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     for word in ("Reproduces:", f"Command:    weft fit --config recipes/{recipe.name}", "Machine:", "Time:", "Result:"):
         assert any(line.startswith(f"# {word}") for line in header), word
-    assert any(re.search(r"^# Result: .*accuracy 0\.\d+", line) for line in header), "the result is a number"
+    result = re.compile(r"^# Result: .*(accuracy 0\.\d+|not run here)")
+    assert any(result.search(line) for line in header), "the result is a number, or its absence is stated"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains_and_tests(recipe, tmp_path, data_folder, capsys):
-    content = yaml.safe_load(recipe.read_text())
-    widths = TINY_WIDTHS[content["model"]["model"]["class_path"]]
-    arguments = [
-        "--config",
-        str(recipe),
-        "--run_dir",
-        str(tmp_path / "run"),
-        *TINY,
-        f"--model.model.init_args.widths={widths}",
-    ]
+    arguments = ["--config", str(recipe), "--run_dir", str(tmp_path / "run"), *TINY, *tiny_model(recipe)]
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
     assert main(["test", *arguments]) == 0, capsys.readouterr().err
     rows = (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
@@ -80,3 +91,13 @@ def test_recipe_trains_and_tests(recipe, tmp_path, data_folder, capsys):
     steps = [float(row.split(",")[columns.index("loss")]) for row in rows[1:] if row.split(",")[columns.index("loss")]]
     assert len(steps) == 2
     assert all(0 < loss < 100 for loss in steps)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_every_arm_of_a_study_trains(study, tmp_path, data_folder, capsys):
+    plan = read(study)
+    for number, (arm, (recipe, _)) in enumerate(plan.arms.items()):
+        run = plan.run(arm, plan.seeds[0], None if plan.select is None else plan.select.values[0])
+        place = ["--config", str(recipe), "--run_dir", str(tmp_path / str(number))]
+        tiny = [*TINY, *tiny_model(recipe), "--trainer.limit_train_batches=1"]
+        assert main(["fit", *place, *run.arguments, *tiny]) == 0, capsys.readouterr().err

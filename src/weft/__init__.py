@@ -11,6 +11,7 @@ from typing import Any
 
 from weft import parametrizations
 from weft import quaternion
+from weft import superposition
 from weft.errors import WeftError
 from weft import hypernet
 from weft.hypernet import HyperNetwork
@@ -59,6 +60,7 @@ from weft.overparam import effective_rank
 from weft.parametrizations import Parametrization
 from weft.parametrizations import families
 from weft.plots import plot_partition
+from weft.superposition import MIMO
 from weft.surgery import algebra_penalty
 from weft.surgery import approximate
 from weft.surgery import convert
@@ -73,6 +75,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "MIMO",
     "RNN",
     "Conv1d",
     "Conv2d",
@@ -128,6 +131,7 @@ __all__ = [
     "plot_partition",
     "quaternion",
     "summary",
+    "superposition",
     "verify",
 ]
 

@@ -95,3 +95,23 @@ def test_resuming_works_without_a_trainer():
     resumed.load_state_dict(loader.state_dict())
     assert head + served(resumed) == served(Batches(*tensors(40), 8, seed=0, epoch=lambda: 1))
     assert served(resumed) == served(Batches(*tensors(40), 8, seed=0, epoch=lambda: 2))
+
+
+def test_passes_serve_every_sample_that_often_each_time_in_another_order():
+    x, y = torch.arange(10).reshape(10, 1, 1, 1), torch.arange(10)
+    loader = Batches(x, y, batch_size=5, seed=1, passes=3)
+    assert len(loader) == 6
+    served = torch.cat([labels for _, labels in loader]).reshape(3, 10)
+    assert (served.sort(1).values == torch.arange(10)).all()
+    assert len({tuple(row.tolist()) for row in served}) == 3
+    once = Batches(x, y, batch_size=5, seed=1)
+    again = torch.cat([labels for _ in range(3) for _, labels in once]).reshape(3, 10)
+    assert torch.equal(served, again), "an epoch of three passes is three epochs of one"
+
+
+def test_a_resumed_loader_goes_on_within_a_later_pass():
+    x, y = torch.arange(10).reshape(10, 1, 1, 1), torch.arange(10)
+    whole = [labels.tolist() for _, labels in Batches(x, y, batch_size=5, seed=1, passes=3)]
+    loader = Batches(x, y, batch_size=5, seed=1, passes=3)
+    loader.load_state_dict({"epoch": 0, "served": 3})
+    assert [labels.tolist() for _, labels in loader] == whole[3:]

@@ -220,3 +220,34 @@ def test_fashion_mnist_is_read_whole(weft_data):
     # the data set's published mean and standard deviation
     assert data.mean.item() == pytest.approx(0.2860, abs=1e-4)
     assert data.std.item() == pytest.approx(0.3530, abs=1e-4)
+
+
+def test_center_crop_cuts_the_middle_of_training_and_test_images():
+    whole, cut = ImageData("digits", val_share=0.0), ImageData("digits", val_share=0.0, center_crop=4)
+    assert cut.image_size == (4, 4)
+    assert torch.equal(cut._split()[0][0], whole._split()[0][0][:, :, 2:6, 2:6])
+    assert torch.equal(cut._test_set()[0], whole._test_set()[0][:, :, 2:6, 2:6])
+    with pytest.raises(OptionError, match="center_crop must be at most the side of the images, 8, got 9"):
+        ImageData("digits", center_crop=9).setup("fit")
+
+
+def test_crops_may_mirror_the_border():
+    data = ImageData("digits", crop_padding=2, crop_mode="reflect", mean=[0.0], std=[1.0])
+    data.setup("fit")
+    torch.manual_seed(0)
+    white = torch.full((20, 1, 8, 8), 255, dtype=torch.uint8)
+    assert (data.normalise(white, augment=True) == 1).all()
+    black = ImageData("digits", crop_padding=2, mean=[0.0], std=[1.0])
+    black.setup("fit")
+    assert (black.normalise(white, augment=True) == 0).any()
+
+
+def test_train_size_keeps_a_stratified_part_and_the_validation_set():
+    whole, part = ImageData("digits"), ImageData("digits", train_size=200)
+    assert len(part._split()[0][1]) == 200
+    assert torch.equal(part._split()[1][0], whole._split()[1][0])
+    counts = torch.bincount(part._split()[0][1])
+    assert counts.min() >= 19
+    assert counts.max() <= 21
+    with pytest.raises(OptionError, match="train_size must be at most 1293"):
+        ImageData("digits", train_size=1294).setup("fit")

@@ -154,3 +154,16 @@ def test_source_that_is_not_there_lists_where_it_was_looked_for(tmp_path, monkey
         assert text in str(caught.value)
     with pytest.raises(OptionError, match="not found"):
         resolve("/nowhere/at all")
+
+
+def test_a_data_set_of_several_configurations_is_named_with_a_colon(monkeypatch):
+    asked = []
+
+    def unreachable(*names):
+        asked.append(names)
+        raise ConnectionError
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(OptionError, match="svhn:cropped_digits"):
+        load(resolve("ufldl-stanford/svhn:cropped_digits"), True)
+    assert asked == [("ufldl-stanford/svhn", "cropped_digits")]

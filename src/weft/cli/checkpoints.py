@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -102,7 +103,7 @@ class Best(ModelCheckpoint):
         super().__init__(run_dir / "checkpoints", "best", monitor="val/acc", mode="max", enable_version_counter=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor in trainer.callback_metrics:
+        if self.monitor in trainer.callback_metrics and _finite(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,6 +130,15 @@ class Last(ModelCheckpoint):
         """The file it writes."""
         return self.format_checkpoint_name({})
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _finite(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+        else:
+            rank_zero_warn(
+                f"the training loss of epoch {trainer.current_epoch} is not finite: {self.path} stays that of the "
+                "last good epoch; lower the learning rate if this goes on"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a resumed run may ask for other intervals.
 
@@ -141,6 +151,12 @@ class Last(ModelCheckpoint):
         # anything but an orderly stop may have left a step half done: the last whole checkpoint is the better one
         if isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)
+
+
+def _finite(trainer: Trainer) -> bool:
+    """Whether the epoch's training loss is a number worth keeping; True where none is logged."""
+    loss = trainer.callback_metrics.get("train/loss")
+    return loss is None or bool(torch.isfinite(loss))
 
 
 def checkpoints(run_dir: Path, every_n_steps: int | None) -> list[Callback]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import pickle
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -26,7 +28,7 @@ from weft.cli.faults import SETTINGS, check, explain
 from weft.cli.quiet import quiet
 from weft.cli.recipe import load_all
 from weft.data import ImageData
-from weft.errors import OptionError, nearest_name
+from weft.errors import OptionError, WeftError, nearest_name
 from weft.train import Classifier
 
 FIT = "fit"
@@ -57,6 +59,15 @@ class SaveConfig(SaveConfigCallback):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             path = runs.numbered(self.run_dir / "config.yaml")
             self.parser.save(self.config, path, multifile=False)
+
+
+class Clock(Callback):
+    """Notes the time and the step at which training starts, or goes on."""
+
+    time, step = 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.time, self.step = time.monotonic(), trainer.global_step
 
 
 class CLI(LightningCLI):
@@ -196,6 +207,23 @@ class CLI(LightningCLI):
         # the progress bar of the first process starts one.
         return [self._stop, *given, *bar, *([] if trainer["enable_checkpointing"] is False else writers)]
 
+    def before_fit(self) -> None:
+        """Add what notes the time and the step at which training starts."""
+        self._clock = Clock()
+        self.trainer.callbacks.append(self._clock)  # type: ignore[attr-defined]
+
+    def after_fit(self) -> None:
+        """Write what the training came to beside the run: metrics, steps and seconds of this start, parameters."""
+        trainer = self.trainer
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        text = {
+            "metrics": {name: value for name, value in values.items() if math.isfinite(value)},
+            "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "steps": trainer.global_step - self._clock.step,
+            "seconds": time.monotonic() - self._clock.time,
+        }
+        self._write("fit.json", json.dumps(text, indent=2))
+
     def validate(self, **kwargs: Any) -> None:
         """Validate and write the metrics beside the run.
 
@@ -263,6 +291,10 @@ def run(command: str, argv: list[str]) -> int:
         CLI(command, argv, recipe, stop)
     except MisconfigurationException as error:
         raise OptionError(str(error)) from error
+    except ValueError as error:
+        if isinstance(error.__cause__, WeftError):  # jsonargparse wraps what the classes of a recipe say
+            raise error.__cause__ from None
+        raise
     except pickle.UnpicklingError as error:
         raise OptionError(
             "the checkpoint is damaged, or holds more than tensors and numbers, which could run code when it is "

@@ -4,7 +4,7 @@ A batch is one indexing operation on the whole tensor; a ``DataLoader`` would fe
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Batches:
         epoch: tells the current epoch, asked whenever an iteration starts; None counts the iterations instead.
         rank: which of the ``world_size`` processes this is; each gets its own share of the samples.
         world_size: number of processes.
+        passes: how often training serves the samples in one iteration, each time in another order.
 
     Example:
         >>> x, y = torch.arange(10).reshape(10, 1, 1, 1), torch.arange(10)
@@ -43,11 +44,13 @@ class Batches:
         epoch: Callable[[], int] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        passes: int = 1,
     ) -> None:
         self.images, self.labels = images, labels
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
+        self.passes = passes
         self._ask_epoch = epoch
         self._passes = 0
         self._position = {"epoch": 0, "served": 0}
@@ -56,15 +59,14 @@ class Batches:
     def __len__(self) -> int:
         smallest, largest = self._shares()
         if self.seed is not None:
-            return max(1, smallest // self.batch_size)
+            return self.passes * max(1, smallest // self.batch_size)
         # Every process makes the same number of steps, or the collective operations of the last one would hang.
         return min(math.ceil(largest / self.batch_size), max(1, smallest))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self._passes if self._ask_epoch is None else self._ask_epoch()
         self._passes = epoch + 1
-        order = self._order(epoch)
-        cuts = order.tensor_split(len(self)) if self.seed is None else order.split(self.batch_size)
+        cuts = self._cuts(epoch)
         resumed, self._resumed = self._resumed, {}
         start = resumed["served"] if resumed.get("epoch") == epoch else 0
         for number in range(start, len(self)):
@@ -92,6 +94,14 @@ class Batches:
     def _shares(self) -> tuple[int, int]:
         """The fewest and the most samples that one process gets."""
         return len(self.labels) // self.world_size, math.ceil(len(self.labels) / self.world_size)
+
+    def _cuts(self, epoch: int) -> Sequence[Tensor]:
+        """The rows of every batch."""
+        if self.seed is None:
+            return self._order(epoch).tensor_split(len(self))
+        each = len(self) // self.passes
+        orders = (self._order(epoch * self.passes + number) for number in range(self.passes))
+        return [cut for order in orders for cut in order.split(self.batch_size)[:each]]
 
     def _order(self, epoch: int) -> Tensor:
         total = len(self.labels)

@@ -6,10 +6,11 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from weft.data.batches import Batches
-from weft.data.normalising import Normaliser, given_statistics, make_augmentation, pixel_statistics
+from weft.data.normalising import CropMode, Normaliser, given_statistics, make_augmentation, pixel_statistics
 from weft.data.sources import load, resolve
 from weft.errors import OptionError
 
@@ -31,20 +32,26 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         source: "digits" (1,797 grey images of 8 x 8 pixels; 1,437 train, 360 test, always the same), a folder of
-            Parquet files, or a hub id such as "ylecun/mnist".
+            Parquet files, or a hub id such as "ylecun/mnist"; "owner/name:config" where a data set has several.
         data_dir: folder in which the folder ``source`` is looked for; None looks in the environment variable
             ``WEFT_DATA`` only.
         batch_size: images per step and process in training.
         eval_batch_size: images per step and process in validation, test and prediction; None is ``batch_size``.
         val_share: share of the training images kept for validation, in [0, 1); 0 means no validation (give the
             trainer ``limit_val_batches=0`` too, or it remarks on the empty loader).
-        split_seed: seed of the validation split.
+        train_size: number of training images to keep, of those that validation leaves; stratified by label and drawn by
+            ``split_seed``. None keeps all.
+        split_seed: seed of the validation split and of the choice of ``train_size`` images.
         resize: side of the square to which all images are resized when decoded, in pixels; None keeps their size.
-        crop_padding: pixels of black added on every side before a random crop back to size, in training; 0 is off.
+        center_crop: side of the square that is cut from the middle of every image, in pixels; None keeps all.
+        crop_padding: pixels added on every side before a random crop back to size, in training; 0 is off.
+        crop_mode: what is added: "constant" is black, "reflect" mirrors the image at its border.
         flip: mirror every training image left to right with probability 1/2.
         augmentations: further modules run on a training batch of floats in [0, 1], such as kornia's, in this order.
         mean: per channel, of pixels in [0, 1]; None measures it on the training images (validation excluded).
         std: as ``mean``.
+        passes: how often an epoch serves the training images, each time in another order; with N inputs per
+            superposition and batches N times as large, N passes keep the number of updates.
 
     Raises:
         OptionError: the source is not there, or an argument is out of range; before anything is read.
@@ -67,17 +74,23 @@ class ImageData(pl.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         val_share: float = 0.1,
+        train_size: int | None = None,
         split_seed: int = 0,
         resize: int | None = None,
+        center_crop: int | None = None,
         crop_padding: int = 0,
+        crop_mode: CropMode = "constant",
         flip: bool = False,
         augmentations: Sequence[nn.Module] = (),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        passes: int = 1,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                   ("resize", resize, 1), ("crop_padding", crop_padding, 0)):  # fmt: skip
+                                   ("resize", resize, 1), ("center_crop", center_crop, 1),
+                                   ("crop_padding", crop_padding, 0), ("passes", passes, 1),
+                                   ("train_size", train_size, 1)):  # fmt: skip
             if value is not None and value < least:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
         if not 0 <= val_share < 1:
@@ -89,9 +102,13 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.val_share = val_share
+        self.train_size = train_size
         self.split_seed = split_seed
         self.resize = resize
+        self.center_crop = center_crop
         self.crop_padding = crop_padding
+        self.crop_mode: CropMode = crop_mode
+        self.passes = passes
         self.flip = flip
         self.augmentations = list(augmentations)
         self._given = None if mean is None or std is None else (list(mean), list(std))
@@ -151,7 +168,9 @@ class ImageData(pl.LightningDataModule):
         if stage in ("test", "predict", None):
             self._test_set()
         if stage in ("fit", None):
-            self._augment = make_augmentation(self.image_size, self.crop_padding, self.flip, self.augmentations)
+            self._augment = make_augmentation(
+                self.image_size, self.crop_padding, self.flip, self.augmentations, self.crop_mode
+            )
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of the training images, in another order every epoch.
@@ -169,8 +188,10 @@ class ImageData(pl.LightningDataModule):
                 return trainer.current_epoch
 
         images, labels = self._split()[0]
-        loader = Batches(images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world)
-        if self._resumed:
+        loader = Batches(
+            images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world, passes=self.passes
+        )
+        if self._resumed and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
             loader.load_state_dict(self._resumed)
         self._train_loader = loader
         return loader
@@ -270,22 +291,43 @@ class ImageData(pl.LightningDataModule):
 
     def _test_set(self) -> Batch:
         if self._test is None:
-            self._test = load(self.place, False, self.resize)[:2]
+            images, labels, _ = load(self.place, False, self.resize)
+            self._test = self._cropped(images), labels
         return self._test
+
+    def _cropped(self, images: Tensor) -> Tensor:
+        side = self.center_crop
+        if side is None:
+            return images
+        height, width = images.shape[2:]
+        if side > min(height, width):
+            raise OptionError(f"center_crop must be at most the side of the images, {min(height, width)}, got {side}")
+        top, left = (height - side) // 2, (width - side) // 2
+        return images[:, :, top : top + side, left : left + side].contiguous()
 
     def _split(self) -> tuple[Batch, Batch, list[str]]:
         """Training set, validation set, names of the classes."""
         if self._train_val is None:
             images, labels, names = load(self.place, True, self.resize)
-            train, val = slice(None), slice(0)
+            images = self._cropped(images)
+            train, val = np.arange(len(labels)), np.arange(0)
             if self.val_share > 0:
-                from sklearn.model_selection import train_test_split
-
-                train, val = train_test_split(
-                    np.arange(len(labels)), test_size=self.val_share, stratify=labels, random_state=self.split_seed
-                )
+                train, val = self._drawn(train, labels, test_size=self.val_share)
+            if self.train_size is not None and self.train_size != len(train):
+                if self.train_size > len(train):
+                    raise OptionError(
+                        f"train_size must be at most {len(train)}, what validation leaves; got {self.train_size}"
+                    )
+                train, _ = self._drawn(train, labels, train_size=self.train_size)
             self._train_val = (images[train], labels[train]), (images[val], labels[val]), names
         return self._train_val
+
+    def _drawn(self, rows: Any, labels: Tensor, **sizes: float) -> list[Any]:
+        """Two parts of some rows, stratified by label."""
+        from sklearn.model_selection import train_test_split
+
+        parts: list[Any] = train_test_split(rows, stratify=labels[rows], random_state=self.split_seed, **sizes)
+        return parts
 
     def _get_normaliser(self) -> Normaliser:
         if self._normaliser is None:

@@ -1,6 +1,7 @@
 """From uint8 pixels to the floats a network takes: augmentation and normalisation of whole batches, on any device."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +50,20 @@ def given_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
     return torch.tensor([mean, std])
 
 
-def make_augmentation(size: tuple[int, int], crop_padding: int, flip: bool, others: Sequence[nn.Module]) -> nn.Module:
+CropMode = Literal["constant", "reflect"]
+
+
+def make_augmentation(
+    size: tuple[int, int], crop_padding: int, flip: bool, others: Sequence[nn.Module], crop_mode: CropMode = "constant"
+) -> nn.Module:
     """Random crop, random mirror image, then the others; nothing at all where nothing is asked for.
 
     Args:
         size: (height, width) of the images, in pixels.
-        crop_padding: pixels of black added on every side before a random crop back to size; 0 is off.
+        crop_padding: pixels added on every side before a random crop back to size; 0 is off.
         flip: mirror left to right with probability 1/2.
         others: modules on batches of floats in [0, 1].
+        crop_mode: what is added: "constant" is black, "reflect" mirrors the image at its border.
 
     Returns:
         a module on batches of floats in [0, 1].
@@ -66,7 +73,7 @@ def make_augmentation(size: tuple[int, int], crop_padding: int, flip: bool, othe
         import kornia.augmentation as K  # takes a second and a half to import, so only where it is used
 
         if crop_padding:
-            steps.append(K.RandomCrop(size, padding=crop_padding, cropping_mode="slice"))
+            steps.append(K.RandomCrop(size, padding=crop_padding, padding_mode=crop_mode, cropping_mode="slice"))
         if flip:
             steps.append(K.RandomHorizontalFlip(p=0.5))
     return nn.Sequential(*steps, *others)

@@ -36,7 +36,7 @@ def resolve(source: str, data_dir: str | os.PathLike[str] | None = None) -> str 
     ``owner/name``.
 
     Args:
-        source: "digits", a folder, or a hub id.
+        source: "digits", a folder, or a hub id, which may end in ":CONFIG" for a data set of several.
         data_dir: the folder that holds data folders, if any.
 
     Returns:
@@ -103,7 +103,8 @@ def _open(place: str | Path, train: bool) -> "Dataset":
     from datasets import load_dataset
 
     try:
-        splits = load_dataset(str(place))
+        named = [str(place)] if isinstance(place, Path) else place.split(":", 1)
+        splits = load_dataset(*named)
     except Exception as error:  # anything from a missing file to no network; the cause is kept
         kind = "the folder" if isinstance(place, Path) else "the Hugging Face hub's data set"
         raise OptionError(

@@ -11,7 +11,7 @@ from weft.layers import ResidualGate
 from weft.parametrizations import Parametrization, Stacked, record_of
 from weft.parametrizations.registry import OptimizerKind
 
-_UNDECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ResidualGate)
+_UNDECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU, ResidualGate)
 
 
 def parameter_groups(
@@ -21,8 +21,8 @@ def parameter_groups(
 
     Parameters of a parametrization follow the record of their family: at the rate that suits a dense layer, a step
     then changes the outputs of a structured layer by about as much as those of a dense one. Of the others, biases,
-    gates and the parameters of normalisation layers take no weight decay. Frozen parameters are left out; a shared one
-    is in one group.
+    gates, slopes of PReLUs and the parameters of normalisation layers take no weight decay. Frozen parameters are left
+    out; a shared one is in one group.
 
     Args:
         model: any module.
