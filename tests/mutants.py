@@ -640,7 +640,21 @@ FAULTS = [
         "threshold lost",
     ),
     Fault("train/rank_experiment.py", "scale * gradient", "gradient", "gradients are not clipped"),
-    Fault("cli/study/__init__.py", 'sign = 1 if choice.mode == "max" else -1', "sign = 1", "the worst value is chosen"),
+    Fault("cli/study/__init__.py", '(max if choice.mode == "max" else min)', "max", "the worst value is chosen"),
+    Fault(
+        "cli/study/__init__.py",
+        "if not results.fitted(self.folder, run):",
+        "if True:",
+        "what has ended is fitted again",
+    ),
+    Fault("cli/study/__init__.py", "            self.keep()\n", "", "results are written at the end only"),
+    Fault(
+        "cli/study/__init__.py", "        if last.is_file():\n", "        if True:\n", "a diverged run ends the study"
+    ),
+    Fault("cli/study/plan.py", "    _check(study, path.name)\n", "", "a wrong key is found hours later"),
+    Fault(
+        "cli/study/results.py", "        _compare(asked, run)", "        pass", "runs of another study are taken over"
+    ),
     Fault("cli/study/__init__.py", '"--ckpt_path", "last"])', '"--ckpt_path", "best"])', "best weights are tested"),
     Fault("overparam/compose.py", "(k // 2, k - 1 - k // 2)", "(k - 1 - k // 2, k // 2)", "centre of even kernels"),
     Fault("overparam/compose.py", "variance + norm.eps", "variance + 1e-5", "eps of the norm is ignored"),

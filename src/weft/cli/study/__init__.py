@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -50,11 +52,14 @@ class Runner:
         total: number of runs, for the progress lines.
         max_runs: the most that are made now; None for all.
         bar: whether the runs show their own progress bars.
+        keep: called after every run that was made.
     """
 
-    def __init__(self, study: Study, folder: Path, total: int, max_runs: int | None, bar: bool) -> None:
+    def __init__(
+        self, study: Study, folder: Path, total: int, max_runs: int | None, bar: bool, keep: Callable[[], object]
+    ) -> None:
         self.study, self.folder, self.total, self.left, self.bar = study, folder, total, max_runs, bar
-        self.number = 0
+        self.keep, self.number = keep, 0
 
     def result(self, run: Run) -> Result:
         """The result of a run, made now if need be.
@@ -72,21 +77,30 @@ class Runner:
                 raise _Enough
             self.left = None if self.left is None else self.left - 1
             found = self._make(run)
+            self.keep()
         value = found.metrics.get(self.study.metrics[0])
         shown = "" if value is None else f": {self.study.metrics[0]} {value:.4f}"
-        print(f"[{min(self.number, self.total)}/{self.total}] {run}{shown} ({found.seconds:.0f} s)", flush=True)
+        print(f"[{self.number}/{self.total}] {run}{shown} ({found.seconds:.0f} s)", flush=True)
         return found
 
     def _make(self, run: Run) -> Result:
         place = self.folder / run.folder
+        last = place / "checkpoints" / "last.ckpt"
         common = ["--config", str(run.recipe), "--run_dir", str(place), *run.arguments, *(() if self.bar else QUIET)]
-        resumed = ["--ckpt_path", "last"] if (place / "checkpoints" / "last.ckpt").is_file() else []
+        resumed = ["--ckpt_path", "last"] if last.is_file() else []
         print(f"[{self.number}/{self.total}] {run}{', resumed' if resumed else ''} ...", flush=True)
-        if code := lightning.run("fit", [*common, *resumed]):
-            raise _Stopped(code)
+        if not results.fitted(self.folder, run):
+            if not resumed:  # the best of an epoch that was not finished is no place to go on from
+                shutil.rmtree(last.parent, ignore_errors=True)
+            results.claim(self.folder, run)
+            if code := lightning.run("fit", [*common, *resumed]):
+                raise _Stopped(code)
         # the last weights, as every arm has trained as long; the best ones would be chosen by the validation set
-        if code := lightning.run("test", [*common, "--ckpt_path", "last"]):
-            raise _Stopped(code)
+        if last.is_file():
+            if code := lightning.run("test", [*common, "--ckpt_path", "last"]):
+                raise _Stopped(code)
+        else:
+            print(f"weft: {run} left no last.ckpt, as runs do that diverged: it has no test result", flush=True)
         return results.gather(self.folder, run)
 
 
@@ -99,54 +113,78 @@ def run(command: str, argv: list[str]) -> int:
 
     Returns:
         the exit code.
+
+    Raises:
+        OptionError: an argument or the file is wrong, or the folder holds the runs of another study.
     """
     args = _arguments(command, argv)
+    if args.max_runs is not None and args.max_runs < 0:
+        raise OptionError(f"max_runs must be at least 0, got {args.max_runs}")
     study = read(args.file)
     arms, seeds = _chosen("only", args.only, list(study.arms)), args.seeds or list(study.seeds)
-    folder = args.run_dir or Path("runs") / study.name
-    trials = 0 if study.select is None else len(study.select.values)
-    again = study.select is not None and study.select.seed in seeds
-    runner = Runner(study, folder, len(arms) * (trials + len(seeds) - again), args.max_runs, args.progress)
-    finished: list[Result] = []
-    start, code = time.monotonic(), 0
+    folder, text = args.run_dir or Path("runs") / study.name, f"weft study {args.file}"
+    every = list(dict.fromkeys([*study.seeds, *seeds]))
+    total = sum(len(study.trials(arm)) + len(seeds) for arm in arms)
+    if study.select is not None and study.select.seed in seeds:
+        total -= len(arms)  # one of the trials is one of the runs
+    runner = Runner(study, folder, total, args.max_runs, args.progress,
+                    lambda: results.keep(folder, study, *_finished(study, folder, every), text))  # fmt: skip
+    start, code, stopped = time.monotonic(), 0, True
     try:
         for arm in arms:
-            value = _select(study, arm, runner)
-            if again:
-                runner.number -= 1  # the trial at that value is one of the runs
-            finished += [runner.result(study.run(arm, seed, value)) for seed in seeds]
+            tries = study.trials(arm)
+            value = _best(study, arm, [runner.result(each) for each in tries])
+            for each in (study.run(arm, seed, value) for seed in seeds):
+                if each not in tries:
+                    runner.result(each)
+        stopped = False
     except _Enough:
         print(f"weft: stopped after {args.max_runs} runs; the same command goes on")
     except _Stopped as stop:
         print("weft: the same command goes on where this one stopped")
         code = stop.code
+    finished, trials = _finished(study, folder, every)
     if finished:
-        text = f"weft study {args.file}"
-        results.save(folder, study, finished, text)
+        results.keep(folder, study, finished, trials, text)
+        results.show(folder, study, finished, text)
         _show(study, finished)
         print(f"written: {folder}/table.md, results.json, results.csv, plot.png ({time.monotonic() - start:.0f} s)")
-        if args.results_dir is not None and not code:
+        if args.results_dir is not None and not stopped:
             args.results_dir.mkdir(parents=True, exist_ok=True)
             for name, end in (("table.md", "md"), ("results.json", "json"), ("plot.png", "png")):
                 shutil.copyfile(folder / name, args.results_dir / f"{study.name}.{end}")
     return code
 
 
-def _select(study: Study, arm: str, runner: Runner) -> object:
-    """The value that is best for an arm."""
+def _finished(study: Study, folder: Path, seeds: Iterable[int]) -> tuple[list[Result], list[Result]]:
+    """What the folder holds: the runs of every arm that has chosen its value, and the trials of all."""
+    found, tried = [], []
+    for arm in study.arms:
+        wanted = study.trials(arm)
+        trials = [each for run in wanted if (each := results.stored(folder, run)) is not None]
+        tried += trials
+        if len(trials) == len(wanted):
+            value = _best(study, arm, trials, quiet=True)
+            stored = (results.stored(folder, study.run(arm, seed, value)) for seed in seeds)
+            found += [each for each in stored if each is not None]
+    return found, tried
+
+
+def _best(study: Study, arm: str, tried: list[Result], quiet: bool = False) -> Any:
+    """The value that is best for an arm; one without the metric has diverged."""
     choice = study.select
     if choice is None:
         return None
-    tried = [runner.result(each) for each in study.trials(arm)]
-    for each in tried:
-        if choice.metric not in each.metrics:
-            raise OptionError(
-                f"select.metric: no run logs {choice.metric!r}{nearest_name(choice.metric, each.metrics)} (logged: "
-                f"{', '.join(sorted(each.metrics))})"
-            )
-    sign = 1 if choice.mode == "max" else -1
-    best = max(tried, key=lambda each: sign * each.metrics[choice.metric])
-    if best.value in (choice.values[0], choice.values[-1]) and len(choice.values) > 1:
+    sound = [each for each in tried if choice.metric in each.metrics]
+    if not sound:
+        logged = sorted({name for each in tried for name in each.metrics})
+        raise OptionError(
+            f"select.metric: no run of {arm!r} logs {choice.metric!r}{nearest_name(choice.metric, logged)} (logged: "
+            f"{', '.join(logged)})"
+        )
+    best = (max if choice.mode == "max" else min)(sound, key=lambda each: each.metrics[choice.metric])
+    numbers = [value for value in choice.values if not isinstance(value, str)]
+    if not quiet and len(numbers) > 1 and best.value in (min(numbers), max(numbers)):
         print(f"weft: {arm}: the best {choice.key}, {best.value}, is at the end of the values tried")
     return best.value
 
@@ -157,6 +195,9 @@ def _show(study: Study, finished: list[Result]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    logged = sorted({name for each in finished for name in each.metrics})
+    for name in set(study.metrics).difference(logged):
+        print(f"weft: no run logs {name!r}{nearest_name(name, logged)} (logged: {', '.join(logged)})")
 
 
 def _chosen(name: str, given: list[str] | None, known: list[str]) -> list[str]:

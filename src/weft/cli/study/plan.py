@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.cli.faults import check, locate
 from weft.cli.recipe import load
 from weft.errors import OptionError, nearest_name
 
 _KEYS = ("arms", "seeds", "metrics", "set", "select", "title")
 _ARM_KEYS = ("recipe", "set")
 _SELECT_KEYS = ("key", "values", "metric", "mode", "seed")
+#: What the study itself decides, run by run.
+_OWN = {"seed_everything": "written as seeds", "run_dir": "chosen by the study", "ckpt_path": "chosen by the study"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Run:
         value: of the key under selection; None without one.
         recipe: path.
         arguments: that follow the recipe on the command line of ``weft fit``.
+        settings: what recipe and arguments say together, dotted keys to values; a run with others is another run.
     """
 
     arm: str
@@ -34,6 +40,7 @@ class Run:
     value: Any
     recipe: Path
     arguments: tuple[str, ...]
+    settings: dict[str, Any]
 
     @property
     def folder(self) -> Path:
@@ -99,7 +106,8 @@ class Study:
         if self.select is not None:
             keys = {**keys, self.select.key: value}
         arguments = [f"--seed_everything={seed}", *(f"--{key}={_text(each)}" for key, each in keys.items())]
-        return Run(arm, seed, value, recipe, tuple(arguments))
+        settings = _flat(merged(load(recipe), {**keys, "seed_everything": seed}))
+        return Run(arm, seed, value, recipe, tuple(arguments), settings)
 
     def trials(self, arm: str) -> list[Run]:
         """The runs that choose a value.
@@ -123,14 +131,17 @@ def read(path: Path) -> Study:
         the study.
 
     Raises:
-        OptionError: a key is unknown or missing, or a recipe is not there.
+        OptionError: a key is unknown or missing, a recipe is not there, or an arm sets what its recipe does not know.
     """
+    if not path.is_file():
+        beside = [file.name for file in path.parent.glob("*.yaml")]
+        raise OptionError(f"study {path} does not exist{nearest_name(path.name, beside)}")
     content = load(path)
     _known(content, _KEYS, path.name)
     arms = content.get("arms")
     if not isinstance(arms, dict) or not arms:
         raise OptionError(f"{path.name}: arms must name at least one arm, each with a recipe; got {arms!r}")
-    common = content.get("set") or {}
+    common = _set(content, path.name)
     made = {}
     for name, arm in arms.items():
         if not isinstance(arm, Mapping) or "recipe" not in arm:
@@ -138,17 +149,104 @@ def read(path: Path) -> Study:
         _known(arm, _ARM_KEYS, f"{path.name}: arms.{name}")
         recipe = path.parent / str(arm["recipe"])
         load(recipe)
-        made[str(name)] = (recipe, {**common, **(arm.get("set") or {})})
-    if len({_slug(name) for name in made}) < len(made):
-        raise OptionError(f"{path.name}: the names of two arms differ in punctuation only, and would share a folder")
+        made[str(name)] = (recipe, {**common, **_set(arm, f"{path.name}: arms.{name}")})
+    _apart(made, f"{path.name}: arms")
     seeds, metrics = content.get("seeds", [0]), content.get("metrics", ["test/acc"])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise OptionError(f"{path.name}: seeds must be a list of integers, got {seeds!r}")
+    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise OptionError(f"{path.name}: seeds must be a list of different integers, got {seeds!r}")
     if not isinstance(metrics, list) or not metrics:
         raise OptionError(f"{path.name}: metrics must be a list of names such as test/acc, got {metrics!r}")
     select = None if content.get("select") is None else _selection(content["select"], seeds, path.name)
     title = str(content.get("title", path.stem.replace("_", " ")))
-    return Study(path.stem, title, made, tuple(seeds), tuple(map(str, metrics)), select)
+    study = Study(path.stem, title, made, tuple(seeds), tuple(map(str, metrics)), select)
+    _check(study, path.name)
+    return study
+
+
+def _check(study: Study, name: str) -> None:
+    """Every key of every arm, before the first one has trained for hours."""
+    choice, faults = study.select, []
+    for arm, (recipe, keys) in study.arms.items():
+        for value in [None] if choice is None else choice.values:
+            chosen = {} if choice is None else {choice.key: value}
+            found = check(merged(load(recipe), {**keys, **chosen}))
+            faults += [text for each in found if (text := f"{arm!r}: {each}") not in faults]
+    if faults:
+        raise OptionError("\n  ".join([f"{name} has faults, nothing was run:", *faults]))
+
+
+def merged(recipe: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with some keys set, by the rules of the command line.
+
+    Below a class, a key is one of its arguments, whether ``init_args`` is written or not; another class keeps the
+    arguments that it knows too.
+
+    Args:
+        recipe: its content; left as it is.
+        keys: dotted, as on the command line, to values.
+
+    Returns:
+        the content of a recipe.
+
+    Raises:
+        OptionError: a key goes into something that has no keys.
+
+    Example:
+        >>> merged({"model": {"lr": 0.1, "momentum": 0.9}}, {"model.lr": 0.2, "trainer.max_epochs": 1})
+        {'model': {'lr': 0.2, 'momentum': 0.9}, 'trainer': {'max_epochs': 1}}
+    """
+    content = copy.deepcopy(dict(recipe))
+    for key, value in keys.items():
+        *sections, last = key.split(".")
+        inner = content
+        for section in sections:
+            inner = _arguments(inner, section)
+            if inner.get(section) is None:
+                inner[section] = {}
+            inner = inner[section]
+            if not isinstance(inner, dict):
+                raise OptionError(f"{key}: {section} is {inner!r}, which has no keys to set")
+        inner = _arguments(inner, last)
+        if last == "class_path" and inner.get("init_args"):
+            known = inspect.signature(locate(value)).parameters
+            inner["init_args"] = {name: each for name, each in inner["init_args"].items() if name in known}
+        inner[last] = copy.deepcopy(value)  # checking turns what is nested into other types, in place
+    return content
+
+
+def _arguments(section: dict[str, Any], key: str) -> dict[str, Any]:
+    """Where a key of a section belongs: itself, or the arguments of the class that it names."""
+    if "class_path" not in section or key in ("class_path", "init_args", "dict_kwargs"):
+        return section
+    if section.get("init_args") is None:
+        section["init_args"] = {}
+    inner: dict[str, Any] = section["init_args"]
+    return inner
+
+
+def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
+    return flat
+
+
+def _set(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    given = content.get("set") or {}
+    if not isinstance(given, Mapping):
+        raise OptionError(f"{where}: set must map dotted keys to values, got {given!r}")
+    keys = {str(key): value for key, value in given.items()}
+    for key in _OWN.keys() & keys.keys():
+        raise OptionError(f"{where}: {key} is not set but {_OWN[key]}")
+    return keys
+
+
+def _apart(names: Iterable[Any], where: str) -> None:
+    by: dict[str, Any] = {}
+    for name in names:
+        if (other := by.setdefault(_slug(str(name)), name)) != name:
+            raise OptionError(f"{where}: {other!r} and {name!r} differ in punctuation only, and would share a folder")
 
 
 def _selection(given: Any, seeds: list[int], name: str) -> Selection:
@@ -158,10 +256,16 @@ def _selection(given: Any, seeds: list[int], name: str) -> Selection:
     mode = given.get("mode", "max")
     if mode not in ("max", "min"):
         raise OptionError(f"{name}: select.mode must be 'max' or 'min', got {mode!r}")
-    if not isinstance(given["values"], list) or not given["values"]:
-        raise OptionError(f"{name}: select.values must be a list, got {given['values']!r}")
-    seed = int(given.get("seed", seeds[0]))
-    return Selection(str(given["key"]), tuple(given["values"]), str(given.get("metric", "val/acc")), mode, seed)
+    values, seed = given["values"], given.get("seed", seeds[0])
+    plain = isinstance(values, list) and all(isinstance(value, int | float | str) for value in values)
+    if not plain or not values or len(set(values)) < len(values):
+        raise OptionError(f"{name}: select.values must be a list of different numbers or words, got {values!r}")
+    _apart(values, f"{name}: select.values")
+    if type(seed) is not int:
+        raise OptionError(f"{name}: select.seed must be an integer, got {seed!r}")
+    if given["key"] in _OWN:
+        raise OptionError(f"{name}: select.key: {given['key']} is {_OWN[given['key']]}")
+    return Selection(str(given["key"]), tuple(values), str(given.get("metric", "val/acc")), mode, seed)
 
 
 def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:

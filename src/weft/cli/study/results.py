@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from weft.cli.approximate.results import write
 from weft.cli.study.plan import Run, Study
 from weft.errors import OptionError
 
-FILE = "result.json"
+FILE, ASKED = "result.json", "asked.json"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Result:
         arm: name of the arm.
         seed: of the run.
         value: of the key under selection.
-        arguments: of the run; a run with others is another run.
+        arguments: of the run, after the recipe's name.
         parameters: trainable numbers of the network.
         seconds: of training, of the last start.
         steps: taken in that time.
@@ -54,8 +55,11 @@ def stored(folder: Path, run: Run) -> Result | None:
         its result, or None.
 
     Raises:
-        OptionError: the folder holds a run with other arguments, or a damaged file.
+        OptionError: the folder holds a run with other settings, finished or not, or a damaged file.
     """
+    asked = folder / run.folder / ASKED
+    if asked.is_file():
+        _compare(asked, run)
     path = folder / run.folder / FILE
     if not path.is_file():
         return None
@@ -63,16 +67,47 @@ def stored(folder: Path, run: Run) -> Result | None:
         result = Result(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise OptionError(f"{path} is damaged ({error}); delete it, and the run is tested again") from None
-    differing = [
-        (old, new) for old, new in zip(result.arguments, [run.recipe.name, *run.arguments], strict=False) if old != new
-    ]
-    if differing or len(result.arguments) != len(run.arguments) + 1:
-        old, new = differing[0] if differing else ("another number of arguments", "these")
-        raise OptionError(
-            f"{path.parent} holds a run of another study: it was made with {old}, this one asks for {new}; write "
-            "elsewhere with --run_dir FOLDER, or delete that folder"
-        )
     return result
+
+
+def _compare(asked: Path, run: Run) -> None:
+    try:
+        before = dict(json.loads(asked.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{asked} is damaged ({error}); delete the folder {asked.parent}") from None
+    now = json.loads(json.dumps(run.settings, default=str))
+    for key in {**before, **now}:
+        old, new = before.get(key, "absent"), now.get(key, "absent")
+        if old != new:
+            raise OptionError(
+                f"{asked.parent} holds a run of another study: {key} was {old}, now {new}; write elsewhere with "
+                "--run_dir FOLDER, or delete that folder"
+            )
+
+
+def claim(folder: Path, run: Run) -> None:
+    """Note what a run is asked for, before it begins.
+
+    Args:
+        folder: of the study.
+        run: the run.
+    """
+    path = folder / run.folder / ASKED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(run.settings, indent=1, default=str).encode())
+
+
+def fitted(folder: Path, run: Run) -> bool:
+    """Whether ``weft fit`` has ended, which writes its metrics last of all.
+
+    Args:
+        folder: of the study.
+        run: the run.
+
+    Returns:
+        whether there is anything left to train.
+    """
+    return any((folder / run.folder).glob("fit*.json"))
 
 
 def gather(folder: Path, run: Run) -> Result:
@@ -86,8 +121,10 @@ def gather(folder: Path, run: Run) -> Result:
         its result.
     """
     place = folder / run.folder
-    fit, test = _latest(place, "fit"), _latest(place, "test")
-    metrics = {**fit["metrics"], **(test[0] if test else {})}
+    fit, test = _latest(place, "fit"), _latest(place, "test")  # the test: a mapping per loader; none if it diverged
+    metrics = dict(fit["metrics"])
+    for each in test or ():
+        metrics |= {name: value for name, value in each.items() if math.isfinite(value)}
     arguments = [run.recipe.name, *run.arguments]
     result = Result(run.arm, run.seed, run.value, arguments, fit["parameters"], fit["seconds"], fit["steps"], metrics)
     write(place / FILE, json.dumps(asdict(result), indent=1).encode())
@@ -95,8 +132,8 @@ def gather(folder: Path, run: Run) -> Result:
 
 
 def _latest(place: Path, name: str) -> Any:
-    path = max(place.glob(f"{name}*.json"), key=lambda each: each.stat().st_mtime_ns)
-    return json.loads(path.read_text(encoding="utf-8"))
+    paths = sorted(place.glob(f"{name}*.json"), key=lambda each: each.stat().st_mtime_ns)
+    return json.loads(paths[-1].read_text(encoding="utf-8")) if paths else None
 
 
 def cells(study: Study, results: Sequence[Result]) -> list[list[str]]:
@@ -141,23 +178,36 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def save(folder: Path, study: Study, results: Sequence[Result], command: str) -> None:
-    """Write ``results.json``, ``results.csv``, ``table.md`` and ``plot.png``.
+def keep(folder: Path, study: Study, results: Sequence[Result], trials: Sequence[Result], command: str) -> None:
+    """Write ``results.json``.
 
     Args:
         folder: is made.
         study: the study.
         results: of the runs that count.
+        trials: by which the arms chose.
         command: that makes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    content = {"title": study.title, "command": command, "results": [asdict(each) for each in results],
+               "trials": [asdict(each) for each in trials]}  # fmt: skip
+    write(folder / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def show(folder: Path, study: Study, results: Sequence[Result], command: str) -> None:
+    """Write ``table.md``, ``results.csv`` and ``plot.png``.
+
+    Args:
+        folder: of the study.
+        study: the study.
+        results: of the runs that count.
+        command: that makes them.
+    """
     heading, *rows = cells(study, results)
     lines = [f"### {study.title}", "", f"`{command}`. Mean ± standard deviation over the seeds.", "",
              "| " + " | ".join(heading) + " |", "|" + "---|" * len(heading),
              *("| " + " | ".join(row) + " |" for row in rows)]  # fmt: skip
     write(folder / "table.md", ("\n".join(lines) + "\n").encode())
-    content = {"title": study.title, "command": command, "results": [asdict(each) for each in results]}
-    write(folder / "results.json", (json.dumps(content, indent=1) + "\n").encode())
     table = io.StringIO()
     writer = csv.writer(table)
     names = sorted({name for each in results for name in each.metrics})
