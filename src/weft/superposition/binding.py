@@ -82,13 +82,13 @@ class Binding(nn.Module, abc.ABC):
         return keys if num_superposed == self.num_inputs else keys.unflatten(0, (-1, num_superposed)).sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Bind and add.
+        r"""Bind and add.
 
         Args:
-            x: (B, S, D, *), S divides N.
+            x: (B, S, D, \*), S divides N.
 
         Returns:
-            (B, D, *).
+            (B, D, \*).
 
         Raises:
             SizeError: the shape does not fit.
@@ -410,7 +410,7 @@ class FHRR(Binding):
 
     @property
     def keys(self) -> Tensor:
-        """Keys of the slots, (N, D): cosines, then sines."""
+        """Keys of the slots, (N, D), first cosines and then sines."""
         return torch.cat([self.vectors.cos(), self.vectors.sin()], dim=1)
 
     def matrices(self, keys: Tensor) -> Tensor:

@@ -63,14 +63,14 @@ class Unbinding(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, u: Tensor, num_superposed: int | None = None) -> Tensor:
-        """Features of every input.
+        r"""Features of every input.
 
         Args:
-            u: (B, F, *) of B superpositions.
+            u: (B, F, \*) of B superpositions.
             num_superposed: S, divides N; None is N.
 
         Returns:
-            (B, S, F, *).
+            (B, S, F, \*).
         """
         inputs = check_num_superposed(num_superposed or self.num_inputs, self.num_inputs)
         space = u.shape[2:]
