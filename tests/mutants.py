@@ -616,8 +616,10 @@ FAULTS = [
         "superposition/binding.py", "(waves + signs @ real) / size", "(waves + real.sum(0)) / size", "signs are fixed"
     ),
     Fault("superposition/unbinding.py", "slots.mean(1)", "slots.sum(1)", "slots are added and not averaged"),
-    Fault("superposition/mimo.py", "torch.arange(missing, device=z.device) % len(x)", "[0] * missing", "what fills up"),
-    Fault("superposition/mimo.py", "v[: len(x)]", "v[-len(x) :]", "answers of another input"),
+    Fault(
+        "superposition/mimo.py", "torch.arange(missing, device=z.device) % x.shape[0]", "[0] * missing", "what fills up"
+    ),
+    Fault("superposition/mimo.py", "v[: x.shape[0]]", "v[-x.shape[0] :]", "answers of another input"),
     Fault("superposition/statistics.py", "self.running_mean[self.row]", "self.running_mean[0]", "one mean for every S"),
     Fault(
         "superposition/statistics.py", "each.momentum, each.training = None, True", "each.training = True", "last batch"

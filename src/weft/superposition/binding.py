@@ -223,7 +223,7 @@ class HRR(Binding):
         size = self.channels
         exact = torch.promote_types(torch.promote_types(x.dtype, keys.dtype), torch.float32)
         spectra = torch.fft.rfft(keys.to(exact), dim=1).conj()
-        bound = torch.fft.rfft(x.to(exact), dim=2) * spectra.reshape(len(keys), -1, *(1,) * (x.dim() - 3))
+        bound = torch.fft.rfft(x.to(exact), dim=2) * spectra.reshape(keys.shape[0], -1, *(1,) * (x.dim() - 3))
         y = torch.fft.irfft(bound.sum(1), n=size, dim=1)
         return y.roll((size - 1) // 2, dims=1).to(x.dtype)
 

@@ -135,13 +135,13 @@ class MIMO(nn.Module):
             return self.head(self.trunk(z))
         switch(self.trunk, inputs)
         switch(self.head, inputs)
-        if missing := -len(x) % inputs:
+        if missing := -x.shape[0] % inputs:
             # not zeros, which the trunk has never seen
-            z = torch.cat([z, z[torch.arange(missing, device=z.device) % len(x)]])
+            z = torch.cat([z, z[torch.arange(missing, device=z.device) % x.shape[0]]])
         groups = self._to_first(z).unflatten(0, (-1, inputs))
         u = self.trunk(self._to_own(self.binding(groups)))
         v = self.unbinding(self._to_first(u), inputs).flatten(0, 1)
-        return self.head(self._to_own(v[: len(x)]))
+        return self.head(self._to_own(v[: x.shape[0]]))
 
     def uncalibrated(self, *capacities: int) -> list[int]:
         """The S among these for which the batch norms have seen no batch: train with them, or ``recalibrate``.

@@ -78,7 +78,7 @@ class Unbinding(nn.Module):
             flat = F.conv1d(u.flatten(2), self.weight[:, :, None], self.bias)
         else:
             flat = F.linear(u, self.weight, self.bias)
-        slots = self.activation(flat).reshape(len(u), self.num_inputs // inputs, inputs, self.features, *space)
+        slots = self.activation(flat).reshape(u.shape[0], self.num_inputs // inputs, inputs, self.features, *space)
         return slots.mean(1)
 
     def extra_repr(self) -> str:
