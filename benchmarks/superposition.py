@@ -53,7 +53,7 @@ def binding() -> list[list[object]]:
             part = x[:, :inputs].contiguous()
             ratio = compare(lambda: bind(x), lambda part=part: bind(part), pairs=9)
             rows.append([f"{name}: S = {inputs} against S = 4, per group", ratio, 1])
-        for channels in (256, 512, 1024, 2048):
+        for channels in (128, 256, 512, 1024):
             matrix, wave = HRR(INPUTS, channels, path="matrix"), HRR(INPUTS, channels, path="fft")
             y = torch.randn(4, INPUTS, channels, 8, 8)
             ratio = compare(lambda m=wave, y=y: m(y), lambda m=matrix, y=y: m(y), pairs=7)

@@ -24,7 +24,7 @@ from weft.errors import OptionError, SizeError, UnknownNameError, nearest_name
 
 Path = Literal["auto", "matrix", "fft"]
 #: From this many channels the product through Fourier space is the faster one: `benchmarks/superposition.py`.
-FFT_CHANNELS = 1024
+FFT_CHANNELS = 256
 
 
 class Binding(nn.Module, abc.ABC):
@@ -102,15 +102,13 @@ class Binding(nn.Module, abc.ABC):
         return self._bind(x, self.summed_keys(x.shape[1]))
 
     def _bind(self, x: Tensor, keys: Tensor) -> Tensor:
-        """One 1x1 convolution over the channels of all inputs."""
+        """One matrix product over the channels of all inputs."""
         groups, _, channels, *space = x.shape
         weight = self.matrices(keys).transpose(0, 1).flatten(1)  # (D, S D): [M_1 | ... | M_S]
         stacked = x.flatten(1, 2)
         if not space:
             return F.linear(stacked, weight)
-        # A 1x1 convolution does not care how the points are laid out; as an image they may lie channels last.
-        image = stacked if len(space) == 2 else stacked.reshape(groups, -1, 1, math.prod(space))
-        return F.conv2d(image, weight[:, :, None, None]).reshape(groups, channels, *space)
+        return torch.matmul(weight, stacked.flatten(2)).reshape(groups, channels, *space)
 
     def penalty(self) -> Tensor:
         """What pulls the keys towards orthonormal ones.
@@ -138,7 +136,7 @@ class HRR(Binding):
 
     at every point of space. Both ways of computing it are exact: ``path="matrix"`` writes the key as a circulant D x D
     matrix (S D^2 multiply-adds per point), ``"fft"`` multiplies spectra (of the order of S D log D); "auto" takes the
-    matrix below 1024 channels, where it is the faster one, and wherever half precision, compilation or export rule the
+    matrix below 256 channels, where it is the faster one, and wherever half precision, compilation or export rule the
     Fourier transform out.
 
     Args:
