@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -19,10 +20,20 @@ TINY = ["-b", "8", "-a", "0", "--trainer.limit_train_batches=3", "--trainer.log_
 NET = ["MIMONet-10", "digits", "HRR", "2"]
 
 
+TRAIN = ["mimo", "train", *NET, "-x", "7", "-e", "1", "-s", "1", "-u", "0.5", "-f", *TINY]
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """One run, which the tests copy."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main([*TRAIN, "-c", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def trained(tmp_path, capsys):
-    code = main(["mimo", "train", *NET, "-x", "7", "-e", "1", "-s", "1", "-u", "0.5", "-f", "-c", str(tmp_path), *TINY])
-    assert code == 0, capsys.readouterr().err
+def trained(once, tmp_path):
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
     (folder,) = (tmp_path / "Experiment7" / "MIMONet-10" / "digits" / "hrr" / "2").iterdir()
     return folder
 
@@ -38,14 +49,16 @@ def test_training_writes_options_recipe_checkpoint_and_test(trained):
     assert {"test/acc", "test/acc_S1", "test/acc_S2"} <= result.keys()
 
 
-def test_the_same_command_goes_on_and_another_seed_is_another_run(trained, capsys):
-    again = ["mimo", "train", *NET, "-x", "7", "-e", "1", "-s", "1", "-u", "0.5", "-f", "-c", str(trained.parents[5])]
-    before = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert main([*again, *TINY]) == 0
+def test_the_same_command_goes_on_and_another_seed_is_another_run(once, capsys):
+    (last,) = once.glob("**/last.ckpt")
+    before = torch.load(last, weights_only=True)["global_step"]
+    assert main([*TRAIN, "-c", str(once)]) == 0
     assert "going on in" in capsys.readouterr().out
-    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == before
-    assert main([*again, *TINY, "-r", "1"]) == 0
-    assert len(list(trained.parent.iterdir())) == 2
+    assert torch.load(last, weights_only=True)["global_step"] == before
+    assert main([*TRAIN, "-c", str(once), "-r", "1"]) == 0
+    made = sorted(path.parents[1] for path in once.glob("**/last.ckpt"))
+    assert len(made) == 2
+    shutil.rmtree(next(each for each in made if each != last.parents[1]))
 
 
 def test_validating_measures_every_s(trained, capsys):
