@@ -241,11 +241,11 @@ class SeriesData(InMemoryData):
         length = self.observed + self.horizon
         tensor = torch.from_numpy(values).float()
         if share and (tensor.shape[-2] < length or not len(tensor)):
-            what = "series" if self._path is None else "rows"
+            generated = self._path is None
             raise OptionError(
-                f"the {name} set of {self.source} has {len(tensor)} {what}, observed + horizon = {self.observed} + "
-                f"{self.horizon} {'in' if self._path is None else ''} do not fit; take fewer, or another "
-                f"{'num_series, ' if self._path is None else ''}val_share and test_share"
+                f"the {name} set of {self.source} has {len(tensor)} {'series' if generated else 'rows'}, observed + "
+                f"horizon = {self.observed} + {self.horizon} do not fit; take fewer, or another "
+                f"{'num_series, ' if generated else ''}val_share and test_share"
             )
         if not share:
             tensor = tensor.new_empty(0, length, tensor.shape[-1])

@@ -2,7 +2,8 @@
 
     e_b = encoder(observed_b),    theta_b = H(e_b),    dz_b/dt = f(z_b, t; theta_b),    z_b(0) = [y_b, start(e_b)]
 
-y_b: the last value observed. Letters: B = series, T = observed samples, H = future ones, D = channels, Z = latent numbers beside them.
+y_b: the last value observed. Letters: B = series, T = observed samples, H = future ones, D = channels, Z = latent
+numbers beside them.
 """
 
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ class ODEForecaster(pl.LightningModule):
 
     z_b has the D channels, which start at the last value observed, and Z latent numbers, which start where the code
     tells: with one channel and no latent numbers nothing could oscillate. f is an MLP with tanh, so its speed is
-    bounded and no state runs away in finite time. H is a ``weft.HyperNetwork``; all series of a batch are solved in one call,
-    each with steps of its own size.
+    bounded and no state runs away in finite time. H is a ``weft.HyperNetwork``; all series of a batch are solved in
+    one call, each with steps of its own size.
 
     Minimises the mean squared error of the H future samples, in the units of the data. Logs ``train/loss``, and for
     "val" and "test" ``loss``, ``mse`` (the same) and ``mae``, beside ``persistence_mse`` and ``persistence_mae`` of the
