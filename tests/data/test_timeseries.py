@@ -152,7 +152,7 @@ def test_missing_and_broken_files_are_named(folder, monkeypatch):
         SeriesData("lynx_hare")
     monkeypatch.setenv("WEFT_DATA", str(folder))
     with pytest.raises(
-        OptionError, match="the train set of lynx_hare has 13 rows, observed . horizon = 6 . 8 do not fit"
+        OptionError, match=r"train set of lynx_hare has 13 rows, observed \+ horizon = 6 \+ 8 do not fit"
     ):
         SeriesData("lynx_hare", observed=6, horizon=8).setup()
     path = folder / "timeseries" / "sunspots_yearly.csv"
