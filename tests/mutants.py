@@ -89,8 +89,13 @@ MODES, CHUNKS = "modes.py", "layers/chunks.py"
 FAULTS = [
     Fault("hypernet/ode.py", "error[:, state], error[:, adjoint]", "error[:, state]", "adjoint steps unaware of it"),
     Fault("hypernet/ode.py", "if bool(solution.status.any()):", "if False:", "unreached states returned as numbers"),
-    Fault("data/timeseries.py", "ends[\"val\"] - self.observed", "ends[\"val\"]", "test windows that begin too late"),
-    Fault("train/ode.py", "observed[:, -1:].expand_as(future)", "observed[:, :1].expand_as(future)", "persistence of the first"),
+    Fault("data/timeseries.py", 'ends["val"] - self.observed', 'ends["val"]', "test windows that begin too late"),
+    Fault(
+        "train/ode.py",
+        "observed[:, -1:].expand_as(future)",
+        "observed[:, :1].expand_as(future)",
+        "persistence of the first",
+    ),
     # ------------------------------------------------------------ parametrizations
     Fault(BASE, "1 / (3 * in_features)", "1 / in_features", "variance of Glorot instead of nn.Linear's"),
     Fault(BASE, "or in_features % positions", "", "positions that do not divide the columns"),

@@ -39,7 +39,7 @@ TINY_SERIES = [
     "--trainer.check_val_every_n_epoch=1",
     "--model.init_args.rtol=0.1",
     "--model.init_args.atol=0.1",
-    "--data.init_args.batch_size=4",
+    "--data.init_args.batch_size=3",
 ]
 # The sources that recipes name, as the hub lays them out: image column, shape of an image.
 SOURCES = {"fashion_mnist": ("image", (28, 28)), "mnist": ("image", (28, 28)), "cifar10": ("img", (32, 32, 3))}
