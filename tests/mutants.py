@@ -38,6 +38,9 @@ TESTS = {
         f"{LAYERS}/test_{part}.py" for part in ("plain", "weight", "paths", "cache", "cache_staleness", "initial_law")
     ),
     "overparam": ("tests/overparam/test_forms.py", "tests/overparam/test_states.py"),
+    "hypernet/ode.py": ("tests/hypernet/test_ode.py",),
+    "data/timeseries.py": ("tests/data/test_timeseries.py",),
+    "train/ode.py": ("tests/train/test_ode.py",),
     "hypernet": tuple(f"tests/hypernet/test_{part}.py" for part in ("rows", "hypernetwork", "init", "continual")),
     "superposition": ("tests/superposition",),
     "models/wide_resnet.py": ("tests/models/test_wide_resnet.py",),
@@ -84,6 +87,15 @@ LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py
 MODES, CHUNKS = "modes.py", "layers/chunks.py"
 
 FAULTS = [
+    Fault("hypernet/ode.py", "error[:, state], error[:, adjoint]", "error[:, state]", "adjoint steps unaware of it"),
+    Fault("hypernet/ode.py", "if bool(solution.status.any()):", "if False:", "unreached states returned as numbers"),
+    Fault("data/timeseries.py", 'ends["val"] - self.observed', 'ends["val"]', "test windows that begin too late"),
+    Fault(
+        "train/ode.py",
+        "observed[:, -1:].expand_as(future)",
+        "observed[:, :1].expand_as(future)",
+        "persistence of the first",
+    ),
     # ------------------------------------------------------------ parametrizations
     Fault(BASE, "1 / (3 * in_features)", "1 / in_features", "variance of Glorot instead of nn.Linear's"),
     Fault(BASE, "or in_features % positions", "", "positions that do not divide the columns"),

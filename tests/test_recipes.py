@@ -35,6 +35,12 @@ TINY = [
     "--data.batch_size=4", "--data.eval_batch_size=4",
     "--data.val_share=0.25",  # at least one of each class
 ]  # fmt: skip
+TINY_SERIES = [
+    "--trainer.check_val_every_n_epoch=1",
+    "--model.init_args.rtol=0.1",
+    "--model.init_args.atol=0.1",
+    "--data.init_args.batch_size=3",
+]
 # The sources that recipes name, as the hub lays them out: image column, shape of an image.
 SOURCES = {"fashion_mnist": ("image", (28, 28)), "mnist": ("image", (28, 28)), "cifar10": ("img", (32, 32, 3))}
 
@@ -54,6 +60,33 @@ def data_folder(tmp_path, monkeypatch):
             Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name / f"{split}-00000-of-00001.parquet")
 
 
+@pytest.fixture(scope="module")
+def series_folder(tmp_path_factory):
+    """Recorded series as they are laid out, short and of noise."""
+    folder = tmp_path_factory.mktemp("data") / "timeseries"
+    (folder / "ETT-small").mkdir(parents=True)
+    noise = np.random.default_rng(0).uniform(1, 99, (320, 7)).round(1).tolist()
+    for name, header, rows in (
+        ("hudson-bay-lynx-hare.csv", "Year, Lynx, Hare", [row[:2] for row in noise[:21]]),
+        ("sunspots_yearly.csv", '"YEAR","SUNACTIVITY"', [row[:1] for row in noise[:250]]),
+        ("ETT-small/ETTh1.csv", "date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT", noise),
+    ):
+        lines = [",".join(map(str, [1700 + i, *row])) for i, row in enumerate(rows)]
+        (folder / name).write_text("\n".join([header, *lines]))
+    return folder.parent
+
+
+def is_series(recipe):
+    return "SeriesData" in recipe.read_text()
+
+
+def tiny(recipe):
+    """What makes a run of the recipe tiny."""
+    if is_series(recipe):
+        return [*(each for each in TINY if not each.startswith("--data.")), *TINY_SERIES]
+    return [*TINY, *tiny_model(recipe)]
+
+
 def tiny_model(recipe):
     content = yaml.safe_load(recipe.read_text())
     section = content["model"].get("init_args", content["model"])
@@ -63,7 +96,7 @@ def tiny_model(recipe):
 
 def test_all_recipes_were_found():
     counts = (len(RECIPES), len(STUDIES))
-    assert counts == (16, 3), "a recipe was added or lost: change the numbers here together with the recipes"
+    assert counts == (20, 3), "a recipe was added or lost: change the numbers here together with the recipes"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -76,25 +109,32 @@ def test_header_says_what_how_where_and_with_what_result(recipe):
     header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     for word in ("Reproduces:", f"Command:    weft fit --config recipes/{recipe.name}", "Machine:", "Time:", "Result:"):
         assert any(line.startswith(f"# {word}") for line in header), word
-    result = re.compile(r"^# Result: .*(accuracy 0\.\d+|not run here)")
+    result = re.compile(r"^# Result: .*(accuracy 0\.\d+|error \d\.\d+|not run here)")
     assert any(result.search(line) for line in header), "the result is a number, or its absence is stated"
 
 
-# Four of the published networks differ from the other two in N and in the activation only.
-ALIKE = {f"mimo_cifar10_{name}" for name in ("mimonet28_n1", "mimonet28_n2", "mimonet28_n4", "wideisorelunet28")}
+# Four of the published networks differ from the other two in N and in the activation only, three series in their data.
+ALIKE = {
+    *(f"mimo_cifar10_{name}" for name in ("mimonet28_n1", "mimonet28_n2", "mimonet28_n4", "wideisorelunet28")),
+    *(f"hypernet_ode_{name}" for name in ("etth1", "sunspots", "oscillators")),
+}
 
 
 @pytest.mark.parametrize(
     "recipe",
     [pytest.param(path, marks=[pytest.mark.slow] if path.stem in ALIKE else [], id=path.stem) for path in RECIPES],
 )
-def test_recipe_trains_and_tests(recipe, tmp_path, data_folder, capsys):
-    arguments = ["--config", str(recipe), "--run_dir", str(tmp_path / "run"), *TINY, *tiny_model(recipe)]
+def test_recipe_trains_and_tests(recipe, tmp_path, data_folder, series_folder, monkeypatch, capsys):
+    if is_series(recipe):
+        monkeypatch.setenv("WEFT_DATA", str(series_folder))
+    arguments = ["--config", str(recipe), "--run_dir", str(tmp_path / "run"), *tiny(recipe)]
     assert main(["fit", *arguments]) == 0, capsys.readouterr().err
     assert main(["test", *arguments]) == 0, capsys.readouterr().err
     rows = (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
     columns = rows[0].split(",")
-    assert {"loss", "train/loss", "train/acc", "val/loss", "val/acc"} <= set(columns)
+    wanted = {"val/mse", "val/persistence_mse"} if is_series(recipe) else {"train/acc", "val/acc"}
+    assert {"loss", "train/loss", "val/loss", *wanted} <= set(columns)
+    assert (tmp_path / "run" / "forecast.png").is_file() == is_series(recipe)
     steps = [float(row.split(",")[columns.index("loss")]) for row in rows[1:] if row.split(",")[columns.index("loss")]]
     assert len(steps) == 2
     assert all(0 < loss < 100 for loss in steps)

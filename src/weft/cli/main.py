@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package == "torchode":
+            return fail(f"'weft {command}' needs the package 'torchode' for this recipe: pip install 'weft[ode]'")
         if package not in EXTRAS:
             raise
         return fail(f"'weft {command}' needs the package {package!r}: pip install 'weft[train]'")

@@ -4,7 +4,9 @@
 """
 
 from weft.data.images import ImageData
+from weft.data.timeseries import SeriesData
 
 __all__ = [
     "ImageData",
+    "SeriesData",
 ]

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from weft.data.batches import Batches
+from weft.data.in_memory import InMemoryData
 from weft.data.normalising import CropMode, Normaliser, given_statistics, make_augmentation, pixel_statistics
 from weft.data.sources import load, resolve
 from weft.errors import OptionError
@@ -17,7 +16,7 @@ from weft.errors import OptionError
 Batch = tuple[Tensor, Tensor]
 
 
-class ImageData(pl.LightningDataModule):
+class ImageData(InMemoryData):
     """Images with one label each: the digits bundled with scikit-learn, a folder of Parquet files, or a hub data set.
 
     Images are decoded once into one uint8 tensor and served in batches cut from it. A batch becomes floats only after
@@ -86,9 +85,8 @@ class ImageData(pl.LightningDataModule):
         std: Sequence[float] | None = None,
         passes: int = 1,
     ) -> None:
-        super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                   ("resize", resize, 1), ("center_crop", center_crop, 1),
+        super().__init__(batch_size, eval_batch_size)
+        for name, value, least in (("resize", resize, 1), ("center_crop", center_crop, 1),
                                    ("crop_padding", crop_padding, 0), ("passes", passes, 1),
                                    ("train_size", train_size, 1)):  # fmt: skip
             if value is not None and value < least:
@@ -99,8 +97,6 @@ class ImageData(pl.LightningDataModule):
             raise OptionError("mean and std go together: give both, or neither to measure them")
         self.source = source
         self.place = resolve(source, data_dir)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
         self.val_share = val_share
         self.train_size = train_size
         self.split_seed = split_seed
@@ -116,8 +112,6 @@ class ImageData(pl.LightningDataModule):
         self._test: Batch | None = None
         self._normaliser: Normaliser | None = None
         self._augment: nn.Module | None = None
-        self._train_loader: Batches | None = None
-        self._resumed: dict[str, int] = {}
 
     # ------------------------------------------------------------------ what the data are
 
@@ -178,23 +172,7 @@ class ImageData(pl.LightningDataModule):
         Returns:
             a loader of (uint8 images, labels).
         """
-        trainer = self.trainer
-        seed, epoch, rank, world = self._seed(), None, 0, 1
-        if trainer is not None:
-            seed = trainer.strategy.broadcast(seed)  # shares of the processes must come from one permutation
-            rank, world = trainer.global_rank, trainer.world_size
-
-            def epoch() -> int:
-                return trainer.current_epoch
-
-        images, labels = self._split()[0]
-        loader = Batches(
-            images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world, passes=self.passes
-        )
-        if self._resumed and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
-            loader.load_state_dict(self._resumed)
-        self._train_loader = loader
-        return loader
+        return self._training(*self._split()[0], self.passes)
 
     def val_dataloader(self) -> Batches | list[Any]:
         """Batches of the validation images.
@@ -252,42 +230,7 @@ class ImageData(pl.LightningDataModule):
             floats = self._augment(floats)
         return self._get_normaliser()(floats)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The seed of the training order and the place in it, for checkpoints.
-
-        Returns:
-            what `load_state_dict` takes.
-        """
-        # Lightning keeps the place of a loader as well, but does not restore it where the optimizer's set-up has
-        # asked for the length of the run before.
-        place = {"epoch": 0, "served": 0} if self._train_loader is None else self._train_loader.state_dict()
-        return {"seed": self._seed(), **place}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the training order of the run that is resumed, and the place in it.
-
-        Args:
-            state_dict: what `state_dict` returned.
-        """
-        self._resumed = dict(state_dict)
-
-    def teardown(self, stage: str) -> None:
-        """Forgets the run that was resumed: the next one on the same data shuffles by its own seed.
-
-        Args:
-            stage: the stage that ended.
-        """
-        if stage == "fit":
-            self._resumed = {}
-
     # ------------------------------------------------------------------ inner workings
-
-    def _seed(self) -> int:
-        return self._resumed.get("seed", torch.initial_seed() % 2**32)
-
-    def _evaluation(self, images: Tensor, labels: Tensor) -> Batches:
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return Batches(images, labels, self.eval_batch_size, rank=rank, world_size=world)
 
     def _test_set(self) -> Batch:
         if self._test is None:

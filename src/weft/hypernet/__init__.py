@@ -9,6 +9,7 @@ from weft.hypernet.gradients import GradientReport
 from weft.hypernet.gradients import check_gradients
 from weft.hypernet.hypernetwork import Explanation
 from weft.hypernet.hypernetwork import HyperNetwork
+from weft.hypernet.ode import solve_ode
 from weft.hypernet.program import Choice
 from weft.hypernet.program import per_row_call
 
@@ -24,4 +25,5 @@ __all__ = [
     "check_gradients",
     "infer_task",
     "per_row_call",
+    "solve_ode",
 ]

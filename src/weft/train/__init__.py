@@ -7,6 +7,7 @@ from weft.train.callbacks import DecreasingLR
 from weft.train.classifier import Classifier
 from weft.train.decreasing_lr import Round
 from weft.train.decreasing_lr import train_with_decreasing_lr
+from weft.train.ode import ODEForecaster
 from weft.train.rank_experiment import RankBias
 from weft.train.rank_experiment import rank_bias
 from weft.train.superposed import SuperposedClassifier
@@ -14,6 +15,7 @@ from weft.train.superposed import SuperposedClassifier
 __all__ = [
     "Classifier",
     "DecreasingLR",
+    "ODEForecaster",
     "RankBias",
     "Round",
     "SuperposedClassifier",
