@@ -4,7 +4,9 @@
 """
 
 from weft.data.images import ImageData
+from weft.data.tasks import TaskSequence
 
 __all__ = [
     "ImageData",
+    "TaskSequence",
 ]

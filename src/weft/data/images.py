@@ -116,7 +116,7 @@ class ImageData(pl.LightningDataModule):
         self._test: Batch | None = None
         self._normaliser: Normaliser | None = None
         self._augment: nn.Module | None = None
-        self._train_loader: Batches | None = None
+        self._train_loader: Any = None
         self._resumed: dict[str, int] = {}
 
     # ------------------------------------------------------------------ what the data are
@@ -172,7 +172,7 @@ class ImageData(pl.LightningDataModule):
                 self.image_size, self.crop_padding, self.flip, self.augmentations, self.crop_mode
             )
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Any:
         """Shuffled batches of the training images, in another order every epoch.
 
         Returns:
@@ -187,16 +187,13 @@ class ImageData(pl.LightningDataModule):
             def epoch() -> int:
                 return trainer.current_epoch
 
-        images, labels = self._split()[0]
-        loader = Batches(
-            images, labels, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world, passes=self.passes
-        )
+        loader = self._training(seed=seed, epoch=epoch, rank=rank, world_size=world)
         if self._resumed and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
             loader.load_state_dict(self._resumed)
         self._train_loader = loader
         return loader
 
-    def val_dataloader(self) -> Batches | list[Any]:
+    def val_dataloader(self) -> Any:
         """Batches of the validation images.
 
         Returns:
@@ -205,7 +202,7 @@ class ImageData(pl.LightningDataModule):
         images, labels = self._split()[1]
         return self._evaluation(images, labels) if len(labels) else []
 
-    def test_dataloader(self) -> Batches:
+    def test_dataloader(self) -> Any:
         """Batches of the whole test set.
 
         Returns:
@@ -213,7 +210,7 @@ class ImageData(pl.LightningDataModule):
         """
         return self._evaluation(*self._test_set())
 
-    def predict_dataloader(self) -> Batches:
+    def predict_dataloader(self) -> Any:
         """Batches of the whole test set, in the order of the data.
 
         Returns:
@@ -221,7 +218,7 @@ class ImageData(pl.LightningDataModule):
         """
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes a batch of floats on the device: augmented while training, then normalised.
 
         Args:
@@ -285,7 +282,11 @@ class ImageData(pl.LightningDataModule):
     def _seed(self) -> int:
         return self._resumed.get("seed", torch.initial_seed() % 2**32)
 
-    def _evaluation(self, images: Tensor, labels: Tensor) -> Batches:
+    def _training(self, **order: Any) -> Any:
+        images, labels = self._split()[0]
+        return Batches(images, labels, self.batch_size, passes=self.passes, **order)
+
+    def _evaluation(self, images: Tensor, labels: Tensor) -> Any:
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return Batches(images, labels, self.eval_batch_size, rank=rank, world_size=world)
 
