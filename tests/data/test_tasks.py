@@ -108,5 +108,5 @@ def test_more_epochs_than_tasks_are_refused():
         accelerator="cpu", max_epochs=6, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    with pytest.raises(OptionError, match="at most num_tasks=5, as an epoch is a task; got 6"):
+    with pytest.raises(OptionError, match=r"at most num_tasks=5, as an epoch is a task; got 6"):
         trainer.fit(Classifier(nn.Linear(3, 2)), TaskSequence("digits"))

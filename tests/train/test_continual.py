@@ -239,15 +239,15 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, s
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(OptionError, match="must hold one weft.HyperNetwork .* Linear holds 0"):
+    with pytest.raises(OptionError, match=r"must hold one weft.HyperNetwork .* Linear holds 0"):
         ContinualClassifier(nn.Linear(3, 2))
     with pytest.raises(OptionError, match="has num_tasks=None"):
         ContinualClassifier(HyperMLP((3, 2), by_input=True))
     with pytest.raises(OptionError, match="beta must be at least 0"):
         ContinualClassifier(network(), beta=-1.0)
-    with pytest.raises(OptionError, match="with num_tasks=5, .* ImageData has no tasks"):
+    with pytest.raises(OptionError, match=r"with num_tasks=5, .* ImageData has no tasks"):
         trainer().fit(ContinualClassifier(network(classes=10)), datamodule=ImageData("digits"))
-    with pytest.raises(OptionError, match="num_tasks=5, .* has num_tasks=2"):
+    with pytest.raises(OptionError, match=r"num_tasks=5, .* has num_tasks=2"):
         trainer(max_epochs=1).fit(
             ContinualClassifier(network(classes=10)), datamodule=sequence(num_tasks=2, tasks="permuted")
         )

@@ -110,7 +110,8 @@ class TaskSequence(ImageData):
             epochs = trainer.max_epochs
             if epochs is None or not 0 <= epochs <= self.num_tasks:
                 raise OptionError(
-                    f"trainer.max_epochs must be at most num_tasks={self.num_tasks}, as an epoch is a task; got {epochs}"
+                    f"trainer.max_epochs must be at most num_tasks={self.num_tasks}, as an epoch is a task; "
+                    f"got {epochs}"
                 )
         if self.tasks == "permuted" and self._orders is None:
             generator = torch.Generator().manual_seed(self.task_seed)

@@ -1,5 +1,6 @@
 """A multilayer perceptron whose parameters a hypernetwork makes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ class HyperMLP(nn.Module):
             raise SizeError(f"sizes must be at least those of input and output, each at least 1; got {list(sizes)}")
         self.num_classes, self.by_input = sizes[-1], by_input
         steps: list[nn.Module] = [nn.Flatten(), nn.Linear(sizes[0], sizes[1], bias)]
-        for before, width in zip(sizes[1:-1], sizes[2:], strict=True):
+        for before, width in itertools.pairwise(sizes[1:]):
             steps += [nn.ReLU() if between == "relu" else SlotSwish(before), nn.Linear(before, width, bias)]
         #: what makes the layers
         self.hyper = weft.HyperNetwork(nn.Sequential(*steps), condition=sizes[0] if by_input else None, **options)

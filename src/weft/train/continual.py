@@ -23,7 +23,7 @@ TaskBatch = tuple[Tensor, Tensor, int]
 
 
 class ContinualClassifier(Classifier):
-    r"""Learns tasks one after the other, each by its own network of one hypernetwork: ``Classifier`` with the regulariser.
+    r"""Learns tasks one after the other, each by a network of its own from one hypernetwork that holds the past.
 
     .. math:: \mathcal L = \mathrm{CE}(f(x; H(e_T)), y)
               + \frac{\beta}{T} \sum_{t<T} \lVert H_0(e_t) - H(e_t) \rVert^2
@@ -35,7 +35,7 @@ class ContinualClassifier(Classifier):
     Logs per validation the accuracies ``val/acc_task0`` ..., their mean over the tasks learned so far
     ``val/acc_learned``, the mean over all tasks, those still to come included, ``val/acc`` (so that ``best.ckpt`` is of
     the end), and ``val/forgetting_task0`` ..., ``val/forgetting`` of ``forgetting``. A test logs ``test/acc`` and
-    ``test/acc_task0`` ... with every image's task given; with the task inferred by lowest entropy ``test/task_acc``, the
+    ``test/acc_task0`` ... with every image's task given; with tasks inferred by lowest entropy ``test/task_acc``, the
     share of images whose task is found, ``test/acc_CL2``, the label right by whichever network, and ``test/acc_CL3``,
     task and label right. At the end of training ``accuracies.csv`` and ``accuracies.png`` in the folder of the log hold
     the validation accuracy of every task after every task.
