@@ -21,7 +21,7 @@ RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if "model" in yaml.safe_
 # What makes a run tiny.
 MIMO = ["--model.model.init_args.width=0.25", "--model.model.init_args.initial_width=0.25", "--data.batch_size=8"]
 TINY_MODELS = {
-    "weft.models.HyperMLP": [],  # small as they are
+    "weft.models.HyperMLP": ["--model.model.init_args.hidden=[4]"],
     "weft.models.SmallCNN": ["--model.model.init_args.widths=[4,4,8]"],
     "weft.models.CifarResNet": ["--model.model.init_args.widths=[4,4,8]"],
     "weft.models.overparameterized": ["--model.model.init_args.model.init_args.widths=[4,4,8]"],
@@ -59,6 +59,8 @@ def tiny_model(recipe):
     content = yaml.safe_load(recipe.read_text())
     section = content["model"].get("init_args", content["model"])
     size = ["--data.train_size=20"] if "train_size" in content["data"] else []
+    if "steps_per_task" in content["data"].get("init_args", {}):
+        size = ["--data.steps_per_task=2"]
     return [*TINY_MODELS[section["model"]["class_path"]], *size]
 
 
