@@ -69,7 +69,7 @@ def test_the_first_task_is_kept_with_the_regulariser_and_lost_without(kept):
     lost = learned(0.0)[0].accuracies
     held = kept[0].accuracies
     assert float(held.diagonal().min()) > 0.9
-    assert float(lost.diagonal().min()) > 0.95
+    assert float(lost.diagonal().min()) > 0.9
     assert float(held[4, 0]) > 0.95
     assert float(lost[4, 0]) < 0.9, f"without forgetting this shows nothing: {lost}"
 
