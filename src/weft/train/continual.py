@@ -318,8 +318,8 @@ def forgetting(accuracies: Tensor) -> Tensor:
         section 2: minus the terms of their backward transfer.
 
     Example:
-        >>> forgetting(torch.tensor([[0.9, 0.5], [0.7, 0.8]])).tolist() # doctest: +ELLIPSIS
-        [0.2...]
+        >>> forgetting(torch.tensor([[0.75, 0.5], [0.5, 0.875]])).tolist()
+        [0.25]
     """
     last = len(accuracies) - 1
     return accuracies.diagonal()[:last] - accuracies[last, :last]
