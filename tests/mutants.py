@@ -45,6 +45,8 @@ TESTS = {
     "superposition": ("tests/superposition",),
     "models/wide_resnet.py": ("tests/models/test_wide_resnet.py",),
     "train/superposed.py": ("tests/train/test_superposed.py",),
+    "train/continual.py": ("tests/train/test_continual.py",),
+    "data/tasks.py": ("tests/data/test_tasks.py",),
     "train/rank_experiment.py": ("tests/train/test_rank_bias.py",),
     "cli/study": ("tests/cli/test_study.py",),
     "cli/mimo": ("tests/cli/test_mimo.py",),
@@ -653,6 +655,15 @@ FAULTS = [
         '["gradient_filter"] = {}',
         "threshold lost",
     ),
+    Fault("train/continual.py", "self.optimizers().optimizer.state.clear()", "pass", "momentum of the task before"),
+    Fault("train/continual.py", "return accuracies.diagonal()[:last] -", "return accuracies[0, :last] -", "forgetting"),
+    Fault(
+        "train/continual.py", '["regularizer"] = self.regularizer', '["other"] = self.regularizer', "the past is lost"
+    ),
+    Fault(
+        "data/tasks.py", "yield images[own], labels[own] % self.num_classes", "yield images[own], labels[own]", "labels"
+    ),
+    Fault("data/tasks.py", "self._orders[task])", "self._orders[-1])", "one permutation for all tasks"),
     Fault("train/rank_experiment.py", "scale * gradient", "gradient", "gradients are not clipped"),
     Fault("cli/study/__init__.py", '(max if choice.mode == "max" else min)', "max", "the worst value is chosen"),
     Fault(

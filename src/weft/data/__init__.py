@@ -4,9 +4,11 @@
 """
 
 from weft.data.images import ImageData
+from weft.data.tasks import TaskSequence
 from weft.data.timeseries import SeriesData
 
 __all__ = [
     "ImageData",
     "SeriesData",
+    "TaskSequence",
 ]

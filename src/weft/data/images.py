@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weft.data.batches import Batches
 from weft.data.in_memory import InMemoryData
 from weft.data.normalising import CropMode, Normaliser, given_statistics, make_augmentation, pixel_statistics
 from weft.data.sources import load, resolve
@@ -166,7 +165,7 @@ class ImageData(InMemoryData):
                 self.image_size, self.crop_padding, self.flip, self.augmentations, self.crop_mode
             )
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Any:
         """Shuffled batches of the training images, in another order every epoch.
 
         Returns:
@@ -174,7 +173,7 @@ class ImageData(InMemoryData):
         """
         return self._training(*self._split()[0], self.passes)
 
-    def val_dataloader(self) -> Batches | list[Any]:
+    def val_dataloader(self) -> Any:
         """Batches of the validation images.
 
         Returns:
@@ -183,7 +182,7 @@ class ImageData(InMemoryData):
         images, labels = self._split()[1]
         return self._evaluation(images, labels) if len(labels) else []
 
-    def test_dataloader(self) -> Batches:
+    def test_dataloader(self) -> Any:
         """Batches of the whole test set.
 
         Returns:
@@ -191,7 +190,7 @@ class ImageData(InMemoryData):
         """
         return self._evaluation(*self._test_set())
 
-    def predict_dataloader(self) -> Batches:
+    def predict_dataloader(self) -> Any:
         """Batches of the whole test set, in the order of the data.
 
         Returns:
@@ -199,7 +198,7 @@ class ImageData(InMemoryData):
         """
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes a batch of floats on the device: augmented while training, then normalised.
 
         Args:

@@ -29,7 +29,7 @@ class InMemoryData(pl.LightningDataModule):
                 raise OptionError(f"{name} must be at least 1, got {value}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
-        self._train_loader: Batches | None = None
+        self._train_loader: Any = None
         self._resumed: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class InMemoryData(pl.LightningDataModule):
     def _seed(self) -> int:
         return self._resumed.get("seed", torch.initial_seed() % 2**32)
 
-    def _training(self, inputs: Tensor, targets: Tensor, passes: int = 1) -> Batches:
+    def _training(self, inputs: Tensor, targets: Tensor, passes: int = 1) -> Any:
         """A loader that shuffles, in another order every epoch."""
         trainer = self.trainer
         seed, epoch, rank, world = self._seed(), None, 0, 1
@@ -76,14 +76,15 @@ class InMemoryData(pl.LightningDataModule):
             def epoch() -> int:
                 return trainer.current_epoch
 
-        loader = Batches(
-            inputs, targets, self.batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world, passes=passes
-        )
+        loader = self._shuffled(inputs, targets, passes, seed=seed, epoch=epoch, rank=rank, world_size=world)
         if self._resumed and (trainer is None or trainer.state.fn == TrainerFn.FITTING):
             loader.load_state_dict(self._resumed)
         self._train_loader = loader
         return loader
 
-    def _evaluation(self, inputs: Tensor, targets: Tensor) -> Batches:
+    def _shuffled(self, inputs: Tensor, targets: Tensor, passes: int, **order: Any) -> Any:
+        return Batches(inputs, targets, self.batch_size, passes=passes, **order)
+
+    def _evaluation(self, inputs: Tensor, targets: Tensor) -> Any:
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return Batches(inputs, targets, self.eval_batch_size, rank=rank, world_size=world)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -116,7 +117,7 @@ class OutputRegularizer:
         for task in tasks:  # one by one: products of other sizes would round otherwise, and zero would not be zero
             now = self._tensors(self.hyper.generator, self.hyper.codes(task=task), moved)
             for a, b in zip(now, self._wanted(task), strict=True):
-                total = total + (a - b).square().sum()
+                total = total + F.mse_loss(a, b, reduction="sum")
         return total * (self.beta / max(len(tasks), 1))
 
     def _wanted(self, task: int) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Models, one skeleton each, whose layers take any family. ``import weft`` does not import this package."""
 
+from weft.models.hyper_mlp import HyperMLP
 from weft.models.mlp import MLP
 from weft.models.overparameterized import overparameterized
 from weft.models.resnet import CifarResNet
@@ -16,6 +17,7 @@ __all__ = [
     "MLP",
     "VGG",
     "CifarResNet",
+    "HyperMLP",
     "ResNet",
     "SmallCNN",
     "mimonet",

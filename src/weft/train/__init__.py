@@ -4,7 +4,10 @@
 """
 
 from weft.train.callbacks import DecreasingLR
+from weft.train.callbacks import ParameterLog
 from weft.train.classifier import Classifier
+from weft.train.continual import ContinualClassifier
+from weft.train.continual import forgetting
 from weft.train.decreasing_lr import Round
 from weft.train.decreasing_lr import train_with_decreasing_lr
 from weft.train.ode import ODEForecaster
@@ -14,11 +17,14 @@ from weft.train.superposed import SuperposedClassifier
 
 __all__ = [
     "Classifier",
+    "ContinualClassifier",
     "DecreasingLR",
     "ODEForecaster",
+    "ParameterLog",
     "RankBias",
     "Round",
     "SuperposedClassifier",
+    "forgetting",
     "rank_bias",
     "train_with_decreasing_lr",
 ]

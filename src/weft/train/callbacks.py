@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
+import weft
 from weft.errors import OptionError
 
 
@@ -85,3 +89,93 @@ class DecreasingLR(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.best is not None:
             pl_module.load_state_dict(self.best)
+
+
+class ParameterLog(pl.Callback):
+    """Writes which parameters are trained, and the embeddings that hypernetworks learn.
+
+    At the start of training ``parameters.md``, a table of all trained and all generated tensors, which TensorBoard
+    shows too; after every epoch the embeddings of tasks, chunks and tensors are appended to ``embeddings.csv``. Both
+    stand in the folder of the log, and nothing is written without a logger.
+
+    Example:
+        >>> from weft.models import HyperMLP
+        >>> from weft.train import ParameterLog
+        >>> print(ParameterLog.table(HyperMLP((4, 2), hidden=(), embedding_dim=3)))
+        | tensor | shape | numbers |
+        |---|---|---|
+        | hyper.embeddings | 1 x 3 | 3 |
+        | hyper.generator.heads.0.weight | 3 x 2 x 4 | 24 |
+        | hyper.generator.heads.0.bias | 2 x 4 | 8 |
+        | hyper.generator.heads.1.weight | 3 x 2 | 6 |
+        | hyper.generator.heads.1.bias | 2 | 2 |
+        | trained | | 43 |
+        | hyper.target.1.weight | 2 x 4 | 8 generated |
+        | hyper.target.1.bias | 2 | 2 generated |
+    """
+
+    @staticmethod
+    def table(model: nn.Module) -> str:
+        """All trained tensors of a model, then those that its hypernetworks generate.
+
+        Args:
+            model: any.
+
+        Returns:
+            Markdown.
+        """
+        trained = [(name, p.shape, f"{p.numel():,}") for name, p in model.named_parameters() if p.requires_grad]
+        total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        generated = [
+            (f"{path}target.{slot.name}", slot.shape, f"{slot.size:,} generated")
+            for path, hyper in _hypernetworks(model)
+            for slot in hyper.slots
+        ]
+        rows = [*trained, ("trained", (), f"{total:,}"), *generated]
+        lines = [f"| {name} | {' x '.join(map(str, shape))} | {size} |" for name, shape, size in rows]
+        return "\n".join(["| tensor | shape | numbers |", "|---|---|---|", *lines]).replace("|  |", "| |")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = self._folder(trainer)
+        if folder is None:
+            return
+        table = self.table(getattr(pl_module, "model", pl_module))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "parameters.md").write_text(f"{table}\n", encoding="utf-8")
+        for logger in trainer.loggers:
+            if hasattr(logger, "experiment") and hasattr(logger.experiment, "add_text"):
+                logger.experiment.add_text("parameters", table)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = self._folder(trainer)
+        tables = list(self._embeddings(getattr(pl_module, "model", pl_module)))
+        if folder is None or not tables:
+            return
+        path = folder / "embeddings.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["epoch", "embedding", "row", "values"])
+            for name, table in tables:
+                for row, values in enumerate(table.tolist()):
+                    writer.writerow([trainer.current_epoch, name, row, *(f"{value:.6g}" for value in values)])
+
+    @staticmethod
+    def _embeddings(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        for path, hyper in _hypernetworks(model):
+            if hyper.embeddings is not None:
+                tasks = range(hyper.num_tasks or 0)
+                yield f"{path}embeddings", hyper.embeddings.new_tensor([hyper.codes(task=t)[0].tolist() for t in tasks])
+            for name, parameter in hyper.generator.named_parameters():
+                if name in ("chunk_embeddings", "slot_embeddings"):
+                    yield f"{path}generator.{name}", parameter.detach()
+
+    @staticmethod
+    def _folder(trainer: pl.Trainer) -> Path | None:
+        return Path(trainer.log_dir) if trainer.loggers and trainer.log_dir and trainer.is_global_zero else None
+
+
+def _hypernetworks(model: nn.Module) -> list[tuple[str, weft.HyperNetwork]]:
+    found = [(name, each) for name, each in model.named_modules() if isinstance(each, weft.HyperNetwork)]
+    return [(f"{name}." if name else "", each) for name, each in found]
