@@ -231,7 +231,7 @@ def _draw(path: Path, study: Study, results: Sequence[Result]) -> None:
     }
     shown = [arm for arm, own in values.items() if own]
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.2 + 0.42 * len(shown)), layout="constrained")
         axes = figure.subplots()
         for row, arm in enumerate(shown):
             axes.plot(values[arm], [row] * len(values[arm]), "o", color="C0", alpha=0.45, markersize=6)
@@ -239,7 +239,7 @@ def _draw(path: Path, study: Study, results: Sequence[Result]) -> None:
         axes.set(yticks=range(len(shown)), yticklabels=shown, xlabel=f"{metric} (dots: seeds, bars: means)")
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
-        axes.set_title(study.title, loc="left")
+        figure.suptitle(study.title, x=0.01, ha="left", fontsize=10)
         beside = path.with_name(f".{path.name}")
         figure.savefig(beside, dpi=150, format="png")
     beside.replace(path)
