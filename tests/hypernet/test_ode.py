@@ -84,6 +84,18 @@ def test_adjoint_and_direct_gradients_are_those_of_torchdiffeq(options):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_steps_backwards_follow_the_adjoint_where_the_state_rests():
+    torch.manual_seed(0)
+    hyper = weft.HyperNetwork(nn.Linear(2, 2, bias=False).double(), condition=3)
+    y0, c = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True), 3 * torch.randn(3, 3, dtype=torch.float64)
+    times, weights = torch.tensor([0.0, 3.0], dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    end = solve_ode(hyper, y0, times, condition=c, gradient="adjoint", rtol=1e-7, atol=1e-7)[:, -1]
+    (found,) = torch.autograd.grad((end * weights).sum(), y0)
+    flow = torch.matrix_exp(3 * hyper.generate(condition=c)["weight"].detach())
+    assert end.abs().max() == 0
+    torch.testing.assert_close(found, torch.einsum("bji,bj->bi", flow, weights), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "step", "error"),
     [("dopri5", 0.1, 1e-6), ("tsit5", None, 1e-4), ("heun", 0.02, 1e-3), ("euler", 0.02, 0.1)],
