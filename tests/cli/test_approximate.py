@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import weft
-from weft.cli.approximate import finetune, results, sources
+from weft.cli.approximate import finetune, sources
 from weft.cli.main import main
 from weft.models import SmallCNN
 from weft.surgery import compare
@@ -343,16 +343,3 @@ def test_data_that_do_not_fit_the_model_are_refused(nets, capsys):
     five = ["--model_options", "{}", "--layer", "head.0", *TUNE]
     assert "was not found" in refused(capsys, f"{nets}:small", *five, "--data", "nowhere")
     assert "cannot take images of shape (1, 16, 16)" in refused(capsys, f"{nets}:Skipping", *TUNE, "--resize", "16")
-
-
-def test_results_are_replaced_in_one_step(folder, monkeypatch):
-    path = folder / "file"
-    results.write(path, b"old")
-
-    def full(self, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(path), "write_bytes", full)
-    with pytest.raises(OSError, match="space"):
-        results.write(path, b"new")
-    assert path.read_text() == "old"

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from weft.cli.approximate.results import write
+from weft.cli.files import save_figure, write
 from weft.errors import OptionError
 from weft.train.rank_experiment import RankBias, rank_bias
 
@@ -97,6 +97,4 @@ def _draw(path: Path, found: Sequence[RankBias], given: dict[str, Any]) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, dpi=150, format="png")
-    beside.replace(path)
+    save_figure(figure, path)

@@ -38,8 +38,6 @@ class Binding(nn.Module, abc.ABC):
         OptionError: ``num_inputs`` or ``channels`` is below 1.
     """
 
-    #: what ``keys`` of one slot looks like: "vector" of D numbers, or "matrix" of D x D
-    key: Literal["vector", "matrix"] = "vector"
     vectors: Tensor
 
     def __init__(self, num_inputs: int, channels: int) -> None:
@@ -277,8 +275,6 @@ class MBAT(Binding):
         >>> tuple(MBAT(2, 16)(torch.randn(3, 2, 16, 8)).shape)
         (3, 16, 8)
     """
-
-    key = "matrix"
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from rich.text import Text
 from weft.cli.approximate import figure, results
 from weft.cli.approximate.results import Record, Results
 from weft.cli.approximate.sources import Source, from_file, from_model
+from weft.cli.files import write
 from weft.errors import BudgetError, OptionError
 from weft.parametrizations import families, family
 from weft.surgery import Trial, compare
@@ -166,9 +167,9 @@ def _publish(found: Results, source: Source, console: Console) -> None:
     for line in skipped:
         console.print(Text(line, style="dim"))
     text += "".join(f"\n{line}\n" for line in skipped)
-    results.write(found.folder / "results.csv", results.as_csv(found).encode())
-    results.write(found.folder / "results.md", text.encode())
-    results.write(found.folder / "errors.png", figure.errors(found, title))
+    write(found.folder / "results.csv", results.as_csv(found).encode())
+    write(found.folder / "results.md", text.encode())
+    write(found.folder / "errors.png", figure.errors(found, title))
     console.print(Text(f"written: {found.folder}/results.csv, results.md, errors.png"))
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weft.cli.files import write
 from weft.errors import OptionError
 
 FILE = "results.json"
@@ -127,18 +128,6 @@ class Results:
     def skipped(self) -> list[Record]:
         """Records of families that could not, by family and then by share."""
         return sorted((r for r in self.records.values() if r.reason), key=lambda r: (r.family, r.share))
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or as it was.
-
-    Args:
-        path: of the file.
-        content: of it.
-    """
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 def error_table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from weft.cli import lightning
-from weft.cli.approximate.results import write
+from weft.cli.files import write
 from weft.cli.mimo.options import MODELS, build, make_parser, model_of, recipe_of, short_hash
 from weft.errors import OptionError
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from weft.cli import runs
 from weft.cli.mimo.options import NETWORK, build, make_parser, model_of, recipe_of
@@ -117,7 +114,8 @@ def _compare(args: argparse.Namespace, path: Path) -> None:
 def _row(net: MIMO, data: ImageData, s: int, args: argparse.Namespace) -> dict[str, Any]:
     calibrated = bool(net.uncalibrated(s))
     if calibrated:
-        recalibrate(net, _normalised(data, data.train_dataloader()), s, args.calibration_batches)
+        batches = (data.normalise(images) for images, _ in data.train_dataloader())
+        recalibrate(net, batches, s, args.calibration_batches)
     loader = data.test_dataloader() if args.split == "test" else data.val_dataloader()
     pairs = list(loader)
     if not pairs:
@@ -137,11 +135,6 @@ def _row(net: MIMO, data: ImageData, s: int, args: argparse.Namespace) -> dict[s
         "regrouped_accuracies": spread.accuracies, "changed": spread.changed, "spread": spread.spread,
         "calibrated_now": calibrated,
     }  # fmt: skip
-
-
-def _normalised(data: ImageData, batches: Any) -> Iterator[Tensor]:
-    for images, _ in itertools.chain(batches):
-        yield data.normalise(images)
 
 
 def _show(rows: list[dict[str, Any]], path: Path) -> None:

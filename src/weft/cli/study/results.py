@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weft.cli.approximate.results import write
+from weft.cli.files import save_figure, write
 from weft.cli.study.plan import Run, Study
 from weft.errors import OptionError
 
@@ -240,6 +240,4 @@ def _draw(path: Path, study: Study, results: Sequence[Result]) -> None:
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
         figure.suptitle(study.title, x=0.01, ha="left", fontsize=10)
-        beside = path.with_name(f".{path.name}")
-        figure.savefig(beside, dpi=150, format="png")
-    beside.replace(path)
+        save_figure(figure, path)
