@@ -41,6 +41,7 @@ TESTS = {
     "hypernet/ode.py": ("tests/hypernet/test_ode.py",),
     "data/timeseries.py": ("tests/data/test_timeseries.py",),
     "train/ode.py": ("tests/train/test_ode.py",),
+    "train/base.py": ("tests/train/test_ode.py", "tests/train/test_resume.py"),
     "hypernet": tuple(f"tests/hypernet/test_{part}.py" for part in ("rows", "hypernetwork", "init", "continual")),
     "superposition": ("tests/superposition",),
     "models/wide_resnet.py": ("tests/models/test_wide_resnet.py",),
@@ -98,6 +99,7 @@ FAULTS = [
         "observed[:, :1].expand_as(future)",
         "persistence of the first",
     ),
+    Fault("train/base.py", "self._resumed = checkpoint.get", "checkpoint.get", "random numbers of another run"),
     # ------------------------------------------------------------ parametrizations
     Fault(BASE, "1 / (3 * in_features)", "1 / in_features", "variance of Glorot instead of nn.Linear's"),
     Fault(BASE, "or in_features % positions", "", "positions that do not divide the columns"),
@@ -722,7 +724,10 @@ FAULTS = [
     Fault(
         "hypernet/hypernetwork.py", "lookup(self, task,", "lookup(self.generator, task,", "a cache blind to embeddings"
     ),
-    Fault("hypernet/continual.py", "max(len(tasks), 1)", "max(len(self.tasks), 1)", "a biased subset of past tasks"),
+    Fault(
+        "hypernet/continual.py", "self.beta / number", "self.beta / len(self.tasks)", "a biased subset of past tasks"
+    ),
+    Fault("hypernet/continual.py", "part[drawn] for part", "part[: len(drawn)] for part", "targets of other tasks"),
     Fault(
         "hypernet/gradients.py",
         "if moves() and slope is None:",

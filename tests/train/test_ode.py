@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from weft.data import SeriesData
@@ -114,3 +115,25 @@ def test_data_that_do_not_fit_are_refused(tmp_path):
             fit(module, oscillators(), tmp_path, max_epochs=1)
     with pytest.raises(SizeError, match=r"observed must be \(series, 8, 2\)"):
         ODEForecaster(2, 8)(torch.ones(3, 7, 2), 2)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
+    """Weights, optimizer, schedule and the order of the series come from the checkpoint, not from the seed."""
+
+    def run(seed, **options):
+        pl.seed_everything(seed, verbose=False)
+        module, keep = ODEForecaster(2, 8), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        resume = options.pop("resume", None)
+        trainer = pl.Trainer(**quiet, callbacks=[keep], **options)
+        trainer.fit(module, datamodule=oscillators(), ckpt_path=resume)
+        return module.state_dict()
+
+    whole, other = run(1, max_epochs=2), run(2, max_epochs=2)
+    run(1, max_epochs=2)  # the checkpoints of seed 1 again
+    resumed = run(2, max_epochs=2, resume=tmp_path / "epoch=0.ckpt")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not all(torch.equal(value, other[name]) for name, value in whole.items())
+    with pytest.raises(OptionError, match="was to take 4 steps, this one takes 6"):
+        run(1, max_epochs=3, resume=tmp_path / "epoch=0.ckpt")

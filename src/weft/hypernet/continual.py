@@ -11,7 +11,7 @@ https://arxiv.org/abs/1906.00695, equation 2 and section 2.3 (task inference by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,8 +29,8 @@ class OutputRegularizer:
         beta/n sum_t norm(H(e_t; Theta_0) - H(e_t; Theta + dTheta))^2
 
     Before each new task call ``snapshot`` with the tasks learned so far; add ``regularizer()`` to the loss of every
-    step. It is exactly 0 right after a snapshot. Only embeddings and the generated tensors (or one copy of the
-    generator) are kept, no data.
+    step. It is 0 right after a snapshot (to rounding where a subset is drawn). Only embeddings and the generated
+    tensors (or one copy of the generator) are kept, no data. Cost per step: the n tasks are generated in one batch.
 
     Args:
         hyper: with tasks.
@@ -74,8 +74,8 @@ class OutputRegularizer:
             raise OptionError(f"store must be 'targets' or 'generator', got {store!r}")
         self.hyper, self.beta, self.tasks_per_step, self.store = hyper, beta, tasks_per_step, store
         self.tasks: tuple[int, ...] = ()
-        self._codes: dict[int, Tensor] = {}
-        self._targets: dict[int, list[Tensor]] = {}
+        self._codes: Tensor | None = None  # (tasks, E)
+        self._targets: list[Tensor] = []  # each (tasks, *shape)
         self._generator: Any = None
 
     def snapshot(self, tasks: Iterable[int], freeze: bool = True) -> None:
@@ -89,10 +89,12 @@ class OutputRegularizer:
         self.tasks = tuple(tasks)
         if freeze:
             self.hyper.freeze_tasks(self.tasks)
+        if not self.tasks:
+            return
         with torch.no_grad():
-            self._codes = {task: self.hyper.codes(task=task).clone() for task in self.tasks}
+            self._codes = self._present_codes(self.tasks).clone()
             if self.store == "targets":
-                self._targets = {task: self._tensors(self.hyper.generator, self._codes[task]) for task in self.tasks}
+                self._targets = self._tensors(self.hyper.generator, self._codes)
             else:
                 self._generator = copy.deepcopy(self.hyper.generator)
 
@@ -106,29 +108,36 @@ class OutputRegularizer:
             (), 0 without past tasks.
         """
         total = self.hyper.generator.scale.new_zeros(())
-        tasks = self.tasks
-        if self.tasks_per_step is not None and self.tasks_per_step < len(tasks):
-            tasks = tuple(tasks[i] for i in torch.randperm(len(tasks))[: self.tasks_per_step].tolist())
+        if not self.tasks:
+            return total
+        number = min(self.tasks_per_step or len(self.tasks), len(self.tasks))
+        drawn = list(range(number)) if number == len(self.tasks) else torch.randperm(len(self.tasks))[:number].tolist()
         moved = {
             name: parameter + step[name]
             for name, parameter in self.hyper.generator.named_parameters()
             if step is not None and name in step
         }
-        for task in tasks:  # one by one: products of other sizes would round otherwise, and zero would not be zero
-            now = self._tensors(self.hyper.generator, self.hyper.codes(task=task), moved)
-            for a, b in zip(now, self._wanted(task), strict=True):
-                total = total + F.mse_loss(a, b, reduction="sum")
-        return total * (self.beta / max(len(tasks), 1))
+        codes = self._present_codes([self.tasks[index] for index in drawn])
+        now = self._tensors(self.hyper.generator, codes, moved)
+        for a, b in zip(now, self._wanted(drawn), strict=True):
+            total = total + F.mse_loss(a, b, reduction="sum")
+        return total * (self.beta / number)
 
-    def _wanted(self, task: int) -> list[Tensor]:
+    def _wanted(self, drawn: list[int]) -> list[Tensor]:
+        """What was generated for some of ``tasks``, by their places in it."""
         if self.store == "targets":
-            return self._targets[task]
+            return self._targets if len(drawn) == len(self.tasks) else [part[drawn] for part in self._targets]
+        assert self._codes is not None
         with torch.no_grad():
-            return self._tensors(self._generator, self._codes[task])
+            return self._tensors(self._generator, self._codes[drawn])
+
+    def _present_codes(self, tasks: Sequence[int]) -> Tensor:
+        assert self.hyper.embeddings is not None
+        return self.hyper.codes(task=torch.tensor(tasks, device=self.hyper.embeddings.device))
 
     @staticmethod
-    def _tensors(generator: Any, code: Tensor, moved: dict[str, Tensor] | None = None) -> list[Tensor]:
-        return [row.dense() for row in functional_call(generator, moved or {}, (code,))]
+    def _tensors(generator: Any, codes: Tensor, moved: dict[str, Tensor] | None = None) -> list[Tensor]:
+        return [rows.dense() for rows in functional_call(generator, moved or {}, (codes,))]
 
     def candidate_step(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """dTheta: what the next step of an optimizer would add to the generator's parameters, for the lookahead.
@@ -181,7 +190,7 @@ class OutputRegularizer:
         Args:
             state: from ``state_dict`` of a regulariser with the same ``store``.
         """
-        self.tasks, self._codes, self._targets = tuple(state["tasks"]), dict(state["codes"]), dict(state["targets"])
+        self.tasks, self._codes, self._targets = tuple(state["tasks"]), state["codes"], list(state["targets"])
         if state["generator"] is not None:
             self._generator = copy.deepcopy(self.hyper.generator)
             self._generator.load_state_dict(state["generator"])

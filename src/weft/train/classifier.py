@@ -1,4 +1,4 @@
-"""Training of a classifier in Lightning: loss, optimizer, schedule, metrics, and what a resumed run needs."""
+"""Training of a classifier in Lightning: loss and metrics."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 import weft
 from weft.errors import OptionError
-from weft.train.schedules import OptimizerName, ScheduleName, make_optimizer, make_schedule
+from weft.train.base import TrainingModule
+from weft.train.schedules import OptimizerName, ScheduleName
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Classifier(pl.LightningModule):
+class Classifier(TrainingModule):
     """Trains any module that maps a batch of inputs to (batch, classes) scores, by cross-entropy.
 
     Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``: means over the samples
@@ -97,8 +97,6 @@ class Classifier(pl.LightningModule):
             {f"{stage}_{what}": MeanMetric(nan_strategy="disable") for stage in ("train", "val", "test")
              for what in ("loss", "acc")}
         )  # fmt: skip
-        self._resumed: dict[str, Any] | None = None
-        self._steps: float = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The model's scores.
@@ -148,24 +146,6 @@ class Classifier(pl.LightningModule):
             loss = loss + penalty
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the validation metrics.
-
-        Args:
-            batch: inputs and integer labels.
-            batch_idx: not used.
-        """
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the test metrics.
-
-        Args:
-            batch: inputs and integer labels.
-            batch_idx: not used.
-        """
-        self._evaluate("test", batch)
-
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Probabilities of the classes.
 
@@ -192,45 +172,8 @@ class Classifier(pl.LightningModule):
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True, prog_bar=stage != "train")
         self.log(f"{stage}/acc", mean_hits, on_step=False, on_epoch=True, prog_bar=True)
 
-    # ------------------------------------------------------------------ setting up
-
-    def setup(self, stage: str) -> None:
-        """Refuses a model that does not fit the data, before any work.
-
-        Args:
-            stage: not used.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        for name in ("num_classes", "in_channels"):
-            have, want = getattr(self.model, name, None), getattr(data, name, None)
-            if have is not None and want is not None and have != want:
-                raise OptionError(f"model has {name}={have}, the data have {want}: build the model with {name}={want}")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule.
-
-        Returns:
-            in Lightning's form.
-        """
-        options: Any = self.hparams
-        groups = weft.parameter_groups(
-            self.model,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            optimizer="sgd" if options.optimizer == "sgd" else "adam",
-        )
-        optimizer = make_optimizer(options.optimizer, groups, options.lr, options.momentum, options.betas)
-        self._steps = steps = self.trainer.estimated_stepping_batches
-        schedule = make_schedule(options.schedule, optimizer, steps, options.milestones, options.gamma)
-        if schedule is None:
-            return {"optimizer": optimizer}
-        if self._resumed is not None and self._resumed["steps"] != steps:
-            raise OptionError(
-                f"the run to resume was to take {self._resumed['steps']} steps, this one takes {steps}, but "
-                f"schedule={options.schedule!r} spans a whole run: give the same data, batch size and max_epochs, or "
-                "start a new run from the weights alone"
-            )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def _sizes(self) -> dict[str, Any]:
+        return {name: getattr(self.model, name, None) for name in ("num_classes", "in_channels")}
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The callback that averages the weights in training, where ``ema_decay`` asks for it.
@@ -244,47 +187,3 @@ class Classifier(pl.LightningModule):
         from lightning.pytorch.callbacks import EMAWeightAveraging  # since Lightning 2.6
 
         return [EMAWeightAveraging(decay=options.ema_decay)]
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resumed run needs beyond the weights: the random state of every process, the run's length.
-
-        Args:
-            checkpoint: is extended.
-        """
-        states = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, state in states.items():
-            gathered = cast(Tensor, self.all_gather(state.to(self.device)))
-            states[name] = gathered.cpu().reshape(-1, len(state))  # a row per process
-        checkpoint["weft"] = {"random": states, "steps": self._steps}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what `on_save_checkpoint` added until training starts.
-
-        Args:
-            checkpoint: as saved.
-        """
-        self._resumed = checkpoint.get("weft")
-
-    def on_train_start(self) -> None:
-        """Restores the random state of the run that is resumed."""
-        if self._resumed is None:
-            return
-        for name, states in self._resumed["random"].items():
-            # A run may go on with another number of processes. A copy: torch crashes on a view into a tensor.
-            state = states[self.global_rank % len(states)].clone()
-            if name == "cpu":
-                torch.set_rng_state(state)
-            elif self.device.type == "cuda":
-                torch.cuda.set_rng_state(state, self.device)
-
-    def teardown(self, stage: str) -> None:
-        """Forgets the checkpoint: the next run of this module starts afresh.
-
-        Args:
-            stage: not used.
-        """
-        self._resumed = None

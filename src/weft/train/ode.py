@@ -11,9 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -21,14 +19,15 @@ import weft
 from weft.errors import OptionError, SizeError
 from weft.hypernet.hypernetwork import Kind
 from weft.hypernet.ode import Gradient, Method, check_solver, solve_ode
-from weft.train.schedules import OptimizerName, ScheduleName, make_optimizer, make_schedule
+from weft.train.base import TrainingModule
+from weft.train.schedules import OptimizerName, ScheduleName
 
 Batch = tuple[Tensor, Tensor]
 PLOT = "forecast.png"
 _METRICS = ("mse", "mae", "persistence_mse", "persistence_mae")
 
 
-class ODEForecaster(pl.LightningModule):
+class ODEForecaster(TrainingModule):
     """Forecasts each series by a differential equation of its own, whose weights come from what was observed of it.
 
         e_b = encoder(observed_b),    theta_b = H(e_b),    dz_b/dt = f(z_b, t; theta_b)
@@ -188,15 +187,6 @@ class ODEForecaster(pl.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the validation metrics.
-
-        Args:
-            batch: observed and future parts.
-            batch_idx: not used.
-        """
-        self._evaluate("val", batch)
-
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the test metrics; keeps the first one's series that are to be drawn.
 
@@ -248,38 +238,8 @@ class ODEForecaster(pl.LightningModule):
         plot_forecasts(Path(self.trainer.default_root_dir) / PLOT, names, *series)
         self._drawn = None
 
-    # ------------------------------------------------------------------ setting up
-
-    def setup(self, stage: str) -> None:
-        """Refuses a model that does not fit the data, before any work.
-
-        Args:
-            stage: not used.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        for name in ("channels", "observed"):
-            have, want = getattr(self, name), getattr(data, name, None)
-            if want is not None and have != want:
-                raise OptionError(f"model has {name}={have}, the data have {want}: build the model with {name}={want}")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule.
-
-        Returns:
-            in Lightning's form.
-        """
-        options: Any = self.hparams
-        groups = weft.parameter_groups(
-            self,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            optimizer="sgd" if options.optimizer == "sgd" else "adam",
-        )
-        optimizer = make_optimizer(options.optimizer, groups, options.lr, 0.9, (0.9, 0.999))
-        schedule = make_schedule(options.schedule, optimizer, self.trainer.estimated_stepping_batches, (), 1.0)
-        if schedule is None:
-            return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def _sizes(self) -> dict[str, Any]:
+        return {"channels": self.channels, "observed": self.observed}
 
 
 class _MLPEncoder(nn.Sequential):
