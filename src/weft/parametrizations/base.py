@@ -206,6 +206,15 @@ class Parametrization(nn.Module, abc.ABC):
         """
         return None
 
+    def _checked_rank(self, rank: int | None) -> int:
+        """The rank of a family whose size it is."""
+        most = min(self.shape)
+        if rank is None:
+            raise OptionError(f"family {self.family!r} needs a size: give rank=1..min(out, in), or share in (0, 1]")
+        if not 1 <= rank <= most:
+            raise OptionError(f"rank must be in 1..min(out, in) = 1..{most} for shape {self.shape}, got {rank}")
+        return int(rank)
+
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         """Become the nearest member. Arguments are checked: finite, on the right device, at least fp32."""
         raise FitError(

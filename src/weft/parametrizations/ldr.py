@@ -96,13 +96,7 @@ class LDR(Parametrization):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(shape, positions=positions, variance=variance)
-        if rank is None:
-            raise OptionError("family 'ldr' needs a size: give rank=1..min(out, in), or share in (0, 1]")
-        if not 1 <= rank <= min(self.shape):
-            raise OptionError(
-                f"rank must be in 1..min(out, in) = 1..{min(self.shape)} for shape {self.shape}, got {rank}"
-            )
-        self.rank, self.terms = int(rank), min(self.shape)
+        self.rank, self.terms = self._checked_rank(rank), min(self.shape)
         out_features, in_features = self.shape
         self.row_operator = nn.Parameter(torch.empty((3, out_features), device=device, dtype=dtype))
         self.column_operator = nn.Parameter(torch.empty((3, in_features), device=device, dtype=dtype))

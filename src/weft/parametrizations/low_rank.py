@@ -102,13 +102,7 @@ class LowRank(Parametrization):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(shape, positions=positions, variance=variance)
-        if rank is None:
-            raise OptionError("family 'low_rank' needs a size: give rank=1..min(out, in), or share in (0, 1]")
-        if not 1 <= rank <= min(self.shape):
-            raise OptionError(
-                f"rank must be in 1..min(out, in) = 1..{min(self.shape)} for shape {self.shape}, got {rank}"
-            )
-        self.rank = int(rank)
+        self.rank = self._checked_rank(rank)
         self.left = nn.Parameter(torch.empty((self.shape[0], self.rank), device=device, dtype=dtype))
         self.right = nn.Parameter(torch.empty((self.rank, self.shape[1]), device=device, dtype=dtype))
         self.reset_parameters()

@@ -97,13 +97,7 @@ class ToeplitzLike(Parametrization):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(shape, positions=positions, variance=variance)
-        if rank is None:
-            raise OptionError("family 'toeplitz_like' needs a size: give rank=1..min(out, in), or share in (0, 1]")
-        if not 1 <= rank <= min(self.shape):
-            raise OptionError(
-                f"rank must be in 1..min(out, in) = 1..{min(self.shape)} for shape {self.shape}, got {rank}"
-            )
-        self.rank, self.order = int(rank), max(self.shape)
+        self.rank, self.order = self._checked_rank(rank), max(self.shape)
         self.left = nn.Parameter(torch.empty((self.rank, self.order), device=device, dtype=dtype))
         self.right = nn.Parameter(torch.empty((self.rank, self.order), device=device, dtype=dtype))
         self.reset_parameters()
