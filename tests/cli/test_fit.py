@@ -144,7 +144,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(capsys, step, signu
 
 
 def test_killed_run_goes_on_from_the_last_checkpoint():
-    command = [sys.executable, "-m", "weft.cli.main", "fit", "--config", "tiny.yaml", "--run_dir", "killed"]
+    command = [sys.executable, "-m", "weft", "fit", "--config", "tiny.yaml", "--run_dir", "killed"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     more = ["--checkpoint_every_n_steps=3", *stopped(11, signal.SIGKILL)]
     done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -42,13 +42,13 @@ def test_help_and_version_import_nothing_heavy():
 
 
 def test_process_prints_the_families_as_json():
-    done = run("-m", "weft.cli.main", "list", "--json")
+    done = run("-m", "weft", "list", "--json")
     assert done.returncode == 0, done.stderr
     assert list(json.loads(done.stdout)) == list(weft.families())
 
 
 def test_process_fails_with_one_line():
-    done = run("-m", "weft.cli.main", "list", "kroneker")
+    done = run("-m", "weft", "list", "kroneker")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("weft: ") and "did you mean 'kronecker'?" in done.stderr

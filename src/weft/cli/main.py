@@ -126,7 +126,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:  # argparse and jsonargparse leave this way after they have said why
         return stop.code if isinstance(stop.code, int) else fail(str(stop.code)) if stop.code else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

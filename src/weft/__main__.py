@@ -1,0 +1,5 @@
+"""``python -m weft``: the ``weft`` command."""
+
+from weft.cli.main import main
+
+raise SystemExit(main())
