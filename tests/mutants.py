@@ -39,6 +39,7 @@ TESTS = {
     ),
     "overparam": ("tests/overparam/test_forms.py", "tests/overparam/test_states.py"),
     "hypernet/ode.py": ("tests/hypernet/test_ode.py",),
+    "hypernet/by_func.py": ("tests/hypernet/test_by_func.py",),
     "data/timeseries.py": ("tests/data/test_timeseries.py",),
     "train/ode.py": ("tests/train/test_ode.py",),
     "train/base.py": ("tests/train/test_ode.py", "tests/train/test_resume.py"),
@@ -86,6 +87,8 @@ REGISTRY, FORMULAS = "parametrizations/registry.py", "parametrizations/formulas.
 LEARNING_RATES = ("tests/parametrizations/test_learning_rates.py",)
 LDR, KRYLOV, LDR_FIT = (f"parametrizations/ldr{part}.py" for part in ("", "_krylov", "_fit"))
 LDR_TESTS = ("tests/parametrizations/test_ldr.py",)
+BY_FUNC, BY_FUNC_TESTS = "hypernet/by_func.py", ("tests/hypernet/test_by_func.py",)
+ROWS = ("tests/hypernet/test_rows.py",)
 LAYER, CONV, CACHE, PATHS = "layers/base.py", "layers/conv.py", "layers/cache.py", "layers/paths.py"
 MODES, CHUNKS = "modes.py", "layers/chunks.py"
 
@@ -716,7 +719,45 @@ FAULTS = [
         "self.in_scale.repeat_interleave(channels // self.base.shape[1], 1)",
         "scales of channels in another order in groups",
     ),
-    Fault("hypernet/program.py", 'randomness="different"', 'randomness="same"', "one dropout mask for all rows"),
+    Fault(BY_FUNC, 'randomness="different"', 'randomness="same"', "one dropout mask for all rows", ROWS),
+    Fault(BY_FUNC, "last), name)", "last, name), name)", "a layer of two names keeps what was put into it"),
+    Fault(BY_FUNC, "(RuntimeError, ValueError)", "(OverflowError,)", "what vmap cannot do is an error"),
+    Fault(BY_FUNC, "rnn.__dict__.update", "dict().update", "recurrent layers keep the weights of a call"),
+    Fault(BY_FUNC, "part.padding_idx is not None", "False", "gradients of padding"),
+    Fault(BY_FUNC, "if slow:  #", "if False:  #", "attention without gradients"),
+    Fault(BY_FUNC, "_drop_dead(part, before)", "pass", "tensors of a vmap that is over stay"),
+    Fault(BY_FUNC, "buffer.copy_(copy)", "pass", "a buffer that a refused call has moved"),
+    Fault(BY_FUNC, "lambda y: y[:rows], out", "lambda y: y, out", "a row for an empty batch"),
+    Fault(
+        "hypernet/rows.py",
+        "(flat * self.scale).to(self.bias.dtype)",
+        "(flat * self.scale)",
+        "bf16 parameters under autocast",
+        BY_FUNC_TESTS,
+    ),
+    Fault("hypernet/hypernetwork.py", "and not self.generator.training ", "", "draws in the generator are kept"),
+    Fault("hypernet/hypernetwork.py", "task = task.long()", "pass", "uint8 ids are a mask"),
+    Fault(
+        "hypernet/hypernetwork.py",
+        "named_buffers(remove_duplicate=False)",
+        "named_buffers()",
+        "a norm's second place has other statistics",
+        ROWS,
+    ),
+    Fault(
+        "hypernet/slots.py",
+        "for p, group in chosen.items() if p.numel()}",
+        "for p, group in chosen.items()}",
+        "heads for parameters without numbers",
+    ),
+    Fault(
+        "hypernet/gradients.py",
+        "& ~(a.isnan() & b.isnan())",
+        "",
+        "NaN differs from NaN",
+        ("tests/hypernet/test_gradients.py",),
+    ),
+    Fault("hypernet/ode.py", "dynamics.of(weights, buffers)", "dynamics.of(weights)", "statistics of no task"),
     Fault("hypernet/generators.py", "math.ceil(total / size)\n", "total // size\n", "the last numbers are not covered"),
     Fault("hypernet/generators.py", " / square.mean().sqrt()", "", "what chunks give a tensor is not measured"),
     Fault("hypernet/init.py", "return 2 * a * b / (a + b)", "return 2 * (a + b)", "a harmonic mean that is none"),

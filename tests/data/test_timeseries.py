@@ -122,6 +122,8 @@ def test_generated_sets_are_apart_and_repeatable():
     (clean, same), (past, future) = data._windows()["train"], noisy._windows()["train"]
     torch.testing.assert_close(same, future)
     assert (past - clean).std().item() == pytest.approx(0.5, rel=0.15)
+    val, test = ((noisy._windows()[name][0] - data._windows()[name][0]) for name in ("val", "test"))
+    assert (val - test).abs().max() > 0.5  # each set has noise of its own
     other = SeriesData(**given, split_seed=1)
     assert (whole(other.test_dataloader())[0] - whole(data.test_dataloader())[0]).abs().min() > 0
 

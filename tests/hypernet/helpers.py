@@ -53,7 +53,7 @@ def generate(hyper, code):
     def head(name, g):
         total = state[f"{name}.bias"].copy()
         for k, number in enumerate(g):
-            total += number * state[f"{name}.weight"][k]
+            total += number * state[f"{name}.weight"][k].reshape(total.shape)
         return total
 
     code = code.detach().numpy()

@@ -149,6 +149,27 @@ def test_inference_takes_the_lowest_entropy():
         assert_same(found.outputs[row], hyper(x, task=best)[row], 1e-12, "the logits")
 
 
+def _step(optimizer):
+    hyper = of_tasks(mlp())
+    OutputRegularizer(hyper).candidate_step(optimizer(hyper.parameters()))
+
+
+def _other_store():
+    hyper = of_tasks(mlp())
+    kept = OutputRegularizer(hyper)
+    kept.snapshot([0])
+    OutputRegularizer(hyper, store="generator").load_state_dict(kept.state_dict())
+
+
+def test_a_snapshot_that_fails_leaves_the_one_before():
+    hyper = of_tasks(mlp())
+    regularizer = OutputRegularizer(hyper)
+    regularizer.snapshot([0])
+    with pytest.raises(OptionError, match=r"must be in 0\.\.2, got 5"):
+        regularizer.snapshot([0, 5])
+    assert regularizer.tasks == (0,) and regularizer().item() == 0
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -157,6 +178,8 @@ def test_inference_takes_the_lowest_entropy():
         (lambda: OutputRegularizer(of_tasks(mlp()), tasks_per_step=0), "at least 1, or None"),
         (lambda: OutputRegularizer(of_tasks(mlp()), store="weights"), "'targets' or 'generator'"),
         (lambda: OutputRegularizer(of_tasks(mlp())).snapshot([3]), "must be in 0..2"),
+        (lambda: _step(torch.optim.LBFGS), "without a closure, which LBFGS does not"),
+        (_other_store, "was kept with store='targets', this regulariser has store='generator'"),
         (lambda: infer_task(conditional(mlp()), torch.ones(2, 7)), "conditional"),
         (lambda: infer_task(of_tasks(mlp()), torch.ones(2, 7), tasks=[]), "at least one candidate"),
     ],

@@ -116,6 +116,40 @@ def test_a_chunk_that_nothing_is_taken_from():
     assert found == {"generator.chunk_embeddings[1]": "zero"}
 
 
+class Encoder(nn.Module):
+    """Codes from a table of its own, of which a batch may use a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings = nn.Parameter(torch.randn(5, 4, **DOUBLE))
+
+    def forward(self, ids):
+        return self.embeddings[ids]
+
+
+def test_what_is_no_fault_is_not_reported():
+    batch = {"x": X, "condition": torch.arange(len(X)) % 2}
+    assert check_gradients(weft.HyperNetwork(mlp(), Encoder(), embedding_dim=4), batch).ok
+    assert check_gradients(weft.HyperNetwork(mlp(), embedding_dim=0, kind="layerwise"), X).ok  # (1, 0) embeddings
+    with torch.inference_mode():
+        assert check_gradients(conditional(mlp()), {"x": X + 0, "condition": C + 0}).ok
+
+
+def test_nan_is_like_nan():
+    """Where the output is NaN, a tensor that is not used is still unused, not broken."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(7, 2, **DOUBLE), nn.Linear(7, 2, **DOUBLE)
+
+        def forward(self, x):
+            return self.used(x) * torch.nan
+
+    found = check_gradients(conditional(Half()), {"x": X, "condition": C}).findings
+    assert {f.problem for f in found if "idle" in f.name} == {"unused"}
+
+
 def test_loss_and_infinities():
     hyper = conditional(mlp())
     batch = {"x": X, "condition": C}

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
-from tests.hypernet.helpers import KINDS, conditional, mlp, of_tasks
+from tests.hypernet.helpers import KINDS, conditional, loop, mlp, of_tasks
 from torch import nn
 
 import weft
@@ -227,11 +227,34 @@ def test_evaluation_of_a_task_is_cached_and_never_stale():
     assert_same(run(x, 1), before, 0, "the output of a frozen task")
     hyper(x, task=1).sum().backward()
     assert hyper.embeddings.grad[1].eq(0).all()
-    hyper.unfreeze_tasks([1])
+    hyper.unfreeze_tasks(1)
     assert_same(run(x, 1), before, 0, "the output right after")
     with torch.no_grad():
         hyper.embeddings.add_(1)
     assert not torch.allclose(run(x, 1), before)
+    task = torch.tensor(0)
+    run(x, task)
+    task += 1  # the id that the kept tensors belong to is a number of its own
+    assert_same(run(x, task), run(x, 1), 0, "the output of a task that was counted up")
+    random = of_tasks(mlp(), activation=nn.Dropout).eval()
+    random.generator.train()  # draws in the generator are no constants to keep
+    with torch.no_grad():
+        assert not random(x, task=1).equal(random(x, task=1))
+
+
+def test_averages_of_models():
+    """Every buffer can be averaged, the marks of frozen tasks too."""
+    hyper = of_tasks(mlp())
+    hyper.freeze_tasks([1])
+    average = torch.optim.swa_utils.AveragedModel(hyper, use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(hyper)
+    assert average.module.frozen.tolist() == [0, 1, 0]
+
+
+def test_memory_format():
+    hyper = conditional(nn.Conv2d(2, 3, 3)).float().to(memory_format=torch.channels_last)
+    assert hyper(torch.randn(2, 2, 5, 5), condition=torch.randn(2, 4)).shape == (2, 3, 3, 3)
 
 
 # ------------------------------------------------------------------------------------------------ compile, export, DDP
@@ -320,6 +343,16 @@ def test_every_parameter_gets_a_gradient(kind):
         (lambda: weft.HyperNetwork(mlp(), init="hyperfan"), OptionError, "did you mean 'hyperfan_in'"),
         (lambda: weft.HyperNetwork(mlp(), activation="rely"), OptionError, "did you mean 'relu'"),
         (lambda: weft.HyperNetwork(mlp(), hidden=(8, 0)), SizeError, "widths of at least 1"),
+        (lambda: weft.HyperNetwork(mlp(), hidden=8), SizeError, "sequence of widths.*got 8"),
+        (lambda: weft.HyperNetwork(mlp(), activation=nn.ReLU()), OptionError, r"such as its class; got ReLU\(\)"),
+        (lambda: weft.HyperNetwork(mlp(), num_tasks=2.0), OptionError, "a whole number; got 2.0"),
+        (lambda: weft.HyperNetwork(mlp(), gain=-1.0), OptionError, "gain must be finite and above 0"),
+        (lambda: weft.HyperNetwork(mlp(), generated=()), OptionError, r"generated=\(\) with shared=None leaves no"),
+        (
+            lambda: weft.HyperNetwork(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())),
+            OptionError,
+            "must have one type, Sequential has torch.float32, torch.float64",
+        ),
         (lambda: weft.HyperNetwork(mlp(), rank=3), OptionError, "option of kind 'low_rank', not of 'full'"),
         (lambda: weft.HyperNetwork(mlp(), kind="low_rank", rank=4), OptionError, "at most 3 for 2.weight"),
         (lambda: weft.HyperNetwork(mlp(), kind="chunked"), OptionError, "needs chunk_size"),
@@ -357,6 +390,7 @@ X, C = torch.ones(4, 7, **DOUBLE), torch.ones(4, 4, **DOUBLE)
         (of_tasks, lambda h: h(X, task=-1), OptionError, "must be in 0..2, got -1"),
         (of_tasks, lambda h: h(X, task=torch.tensor([0, 1, 5, 2])), OptionError, "must be in 0..2, got 5"),
         (of_tasks, lambda h: h(X, task=torch.ones(4)), OptionError, "of integers"),
+        (of_tasks, lambda h: h(X, task=[0, 1, 2, 0]), OptionError, r"a tensor of ids \(rows,\); got \[0, 1"),
         (of_tasks, lambda h: h(X, task=torch.tensor([0, 1])), SizeError, "task has 2 rows, the input has 4"),
         (of_tasks, lambda h: h(X, condition=C, task=1), OptionError, "give task= alone"),
         (of_tasks, lambda h: h.fold(), FoldError, r"fold\(task=...\)"),
@@ -365,6 +399,43 @@ X, C = torch.ones(4, 7, **DOUBLE), torch.ones(4, 4, **DOUBLE)
 def test_bad_calls_are_refused_with_a_remedy(make, call, error, words):
     with pytest.raises(error, match=words):
         call(make(mlp()))
+
+
+def test_only_what_is_generated_must_be_able_to():
+    target = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(2), nn.Linear(2, 2).bfloat16())
+    assert len(weft.HyperNetwork(target, shared=["1.*", "2.*"]).slots) == 2
+
+
+def test_hypernetworks_make_hypernetworks():
+    """The inner one's generator is generated; folded, only torch.nn is left."""
+    inner = of_tasks(mlp(), tasks=1)
+    hyper, x, c = conditional(inner), torch.randn(5, 7, **DOUBLE), torch.randn(5, 4, **DOUBLE)
+    made = hyper.generate(condition=c)
+    for b in range(5):
+        alone = copy.deepcopy(inner)
+        with torch.no_grad():
+            for name, tensor in made.items():
+                alone.get_parameter(name).copy_(tensor[b])
+        assert_same(hyper(x[b : b + 1], condition=c[b : b + 1]), alone(x[b : b + 1]), 1e-10, "a row by itself")
+        assert_same(hyper(x, condition=c)[b : b + 1], alone(x[b : b + 1]), 1e-10, "a row")
+    model = nn.Sequential(weft.HyperNetwork(inner), of_tasks(weft.PHMLinear(3, 6, n=3, dtype=torch.float64), tasks=1))
+    plain = weft.fold(model, check=x)
+    assert [type(m) for m in plain.modules() if isinstance(m, weft.layers.foldable.Foldable)] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_without_numbers_are_left_alone(kind):
+    layer = weft.Linear(8, 8, parametrization="sss", share=0.8, dtype=torch.float64)
+    assert any(p.numel() == 0 for p in layer.parameters())
+    hyper = conditional(layer, kind, **({"rank": 1} if kind == "low_rank" else {}))
+    x, codes = torch.randn(3, 8, **DOUBLE), torch.randn(3, 4, **DOUBLE)
+    assert_same(hyper(x, condition=codes), loop(hyper, layer, codes, x), 1e-10, "the output")
+
+
+def test_small_integers_are_ids_and_no_mask():
+    hyper, x = of_tasks(mlp()), torch.randn(4, 7, **DOUBLE)
+    ids = torch.tensor([1, 1, 2, 1])
+    assert_same(hyper(x, task=ids.to(torch.uint8)), hyper(x, task=ids), 0, "the output")
 
 
 def test_a_condition_module_of_another_size_is_refused():

@@ -101,6 +101,26 @@ def test_factors_of_structured_layers_keep_their_law():
         assert float(made[f"parametrization.{name}"].std()) == pytest.approx(float(parameter.detach().std()), rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["scaling", "low_rank"])
+def test_half_precision_is_measured_in_double(kind):
+    """Sums of squares of a large matrix are beyond float16."""
+    hyper = weft.HyperNetwork(nn.Linear(784, 32).half(), condition=4, kind=kind, **KINDS[kind])
+    with torch.no_grad():
+        made = hyper.generate(condition=torch.randn(500, 4).half())["weight"]
+    assert float(made.float().std()) == pytest.approx((3 * 784) ** -0.5, rel=0.1)
+
+
+def test_norms_without_values_yet():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6), nn.RMSNorm(6))
+    hyper = weft.HyperNetwork(net, condition=4).to_empty(device="cpu")
+    hyper.reset_parameters()
+    with torch.no_grad():
+        made = hyper.generate(condition=torch.randn(500, 4))
+    for name, tensor in made.items():
+        assert float(tensor.mean()) == pytest.approx(float(name.endswith("weight")), abs=0.1), name
+
+
 def test_a_variance_of_zero_can_be_left():
     """Where the rule says 0, the tensor starts at 0 but its head learns."""
     hyper = weft.HyperNetwork(nn.Linear(9, 3), condition=2, init="hyperfan_out")

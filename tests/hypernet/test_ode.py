@@ -122,6 +122,20 @@ def test_one_task_serves_all_rows_and_tied_parameters_are_one():
         torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
 
+def test_rows_have_the_statistics_of_their_task():
+    dynamics = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    hyper = weft.HyperNetwork(dynamics, num_tasks=2, statistics="per_task")
+    for _ in range(5):
+        hyper(3 * torch.randn(20, 2, dtype=torch.float64) + 1, task=1)
+    hyper.eval()
+    y0, times = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0.0, 1.0])
+    for task in (1, torch.tensor([1, 0, 1])):
+        moved = solve_ode(hyper, y0, times, task=task, method="euler", step=1.0)[:, 1] - y0
+        torch.testing.assert_close(moved, hyper(y0, task=task), rtol=1e-8, atol=1e-8)
+    with pytest.raises(OptionError, match="gradient='adjoint' knows no statistics='per_task'"):
+        solve_ode(hyper, y0, times, task=1, gradient="adjoint")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -134,6 +148,7 @@ def test_one_task_serves_all_rows_and_tied_parameters_are_one():
         ({"max_steps": 2}, r"row \d took max_steps=2 steps and was not done.*raise max_steps"),
         ({"t": TIMES[:1]}, r"at least 2 times; got \(1,\)"),
         ({"t": TIMES[[0, 2, 1]]}, "t must grow from time to time"),
+        ({"t": torch.tensor([1e17, 1e17 + 1], dtype=torch.int64)}, "be finite, in torch.float64"),
         ({"t": TIMES.expand(3, -1)}, r"t must be \(times,\) or \(2, times\)"),
         ({"condition": torch.ones(3, 3, dtype=torch.float64)}, "condition has 3 rows, y0 has 2"),
         ({"y0": torch.ones(2, 1, 2)}, r"y0 must be \(rows, size\)"),

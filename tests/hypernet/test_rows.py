@@ -260,6 +260,15 @@ def test_explain_names_paths_and_reasons():
     hyper = of_tasks(mlp())
     assert "made in every call" in hyper.explain(x, task=1).weights
     assert hyper.training and hyper.target.training
+    norm = of_tasks(normed())
+    assert [part.path for part in norm.explain(x[:, :4], task=1).parts] == [
+        "matmul",
+        "one network",
+        "one call",
+        "matmul",
+    ]
+    assert not norm.target[1].num_batches_tracked  # a copy was trained
+    assert norm.eval().requires_grad_(False).explain(x[:, :4], task=1).weights.endswith("without gradients")
     with torch.no_grad():
         assert "made once and kept" in hyper.eval().explain(x, task=1).weights
     assert conditional(Residual(7)).explain(x, condition=c).parts[0].path == "vmap"
@@ -282,6 +291,11 @@ def test_per_row_call():
     got = weft.hypernet.per_row_call(target, weights, x)
     want = [functional_call(target, {n: w[b] for n, w in weights.items()}, (x[b : b + 1],)) for b in range(3)]
     assert_same(got, torch.cat(want), 1e-10, "the output")
+    layer = nn.Linear(4, 4, **DOUBLE)
+    twice, own, x2 = nn.Sequential(layer, nn.Tanh(), layer), torch.randn(3, 4, 4, **DOUBLE), torch.randn(3, 4, **DOUBLE)
+    want = [functional_call(twice, {"0.weight": own[b]}, (x2[b : b + 1],)) for b in range(3)]
+    got = weft.hypernet.per_row_call(twice, {"0.weight": own}, x2)
+    assert_same(got, torch.cat(want), 1e-10, "a layer in two places")
     with pytest.raises(OptionError, match=r"weights has '0.wait'"):
         weft.hypernet.per_row_call(target, {"0.wait": x}, x)
     with pytest.raises(SizeError, match=r"\(rows, 6, 2, 3, 3\)"):
@@ -334,6 +348,20 @@ def test_batch_norm_refuses_to_train_on_rows():
             hyper(x[:rows], condition=c[:rows])
     with pytest.raises(OptionError, match="one task per call"):
         of_tasks(normed())(x, task=torch.tensor([0, 1, 2, 0, 1]))
+    with pytest.raises(OptionError, match="without samples"):
+        of_tasks(normed())(x[:, None], task=1, samples=1)
+    with pytest.raises(ValueError, match="expected 4D input"):
+        conditional(nn.BatchNorm2d(4)).double().eval()(x, condition=c)
+
+
+def test_a_norm_in_two_places_has_the_statistics_of_the_task_in_both():
+    norm = nn.BatchNorm1d(4, dtype=torch.float64)
+    hyper = of_tasks(nn.Sequential(nn.Linear(4, 4, **DOUBLE), norm, nn.Tanh(), norm), statistics="per_task")
+    x, plain = torch.randn(9, 4, **DOUBLE), hyper.fold(1)
+    for _ in range(3):
+        assert_same(hyper(x, task=1), plain(x), 1e-10, "the output in training")
+    assert_same(hyper.eval()(x, task=1), plain.eval()(x), 1e-10, "the output in evaluation")
+    assert not hyper.target[1].running_mean.any()
 
 
 @pytest.mark.parametrize("statistics", ["shared", "per_task"])

@@ -51,6 +51,10 @@ def test_bad_arguments_are_refused():
         HyperMLP((6,))
     with pytest.raises(OptionError, match="drop one"):
         HyperMLP((6, 3), by_input=True, num_tasks=2)
+    with pytest.raises(OptionError, match="between must be 'relu' or 'slot_swish', got 'gelu'"):
+        HyperMLP((6, 3), between="gelu")
+    with pytest.raises(OptionError, match="condition is not an option of HyperMLP"):
+        HyperMLP((6, 3), condition=3)
 
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9")

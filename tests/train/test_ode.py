@@ -39,6 +39,13 @@ def test_forecast_is_the_solution_from_the_last_value(encoder):
     assert (forecast[0] - forecast[1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("options", [{"kind": "chunked", "num_chunks": 4}, {"kind": "low_rank", "rank": 1}])
+def test_options_of_the_hypernetwork_are_passed_on(options):
+    module = ODEForecaster(1, 8, **options)
+    assert module.hyper.kind == options["kind"] and module.hparams["kind"] == options["kind"]
+    assert module(torch.randn(5, 8, 1), 3).shape == (5, 3, 1)
+
+
 def test_metrics_are_means_over_all_series_beside_persistence_and_the_plot_is_drawn(tmp_path):
     data = oscillators()
     module = ODEForecaster(2, 8, plots=3)
@@ -113,6 +120,8 @@ def test_data_that_do_not_fit_are_refused(tmp_path):
     ):
         with pytest.raises(OptionError, match=message):
             fit(module, oscillators(), tmp_path, max_epochs=1)
+    with pytest.raises(OptionError, match="horizon must be at least 1 sample, got 0"):
+        ODEForecaster(2, 8)(torch.ones(3, 8, 2), 0)
     with pytest.raises(SizeError, match=r"observed must be \(series, 8, 2\)"):
         ODEForecaster(2, 8)(torch.ones(3, 7, 2), 2)
 

@@ -253,7 +253,8 @@ class SeriesData(InMemoryData):
             tensor = tensor.unfold(0, length, self.stride if name == "train" else 1).transpose(1, 2)
         past, future = tensor.split([self.observed, self.horizon], 1)
         if self.noise and self._path is None:
-            generator = torch.Generator().manual_seed(self.split_seed)
+            seed = self.split_seed + ("train", "val", "test").index(name)  # no two sets share their noise
+            generator = torch.Generator().manual_seed(seed)
             past = past + self.noise * torch.randn(past.shape, generator=generator)
         return past, future
 

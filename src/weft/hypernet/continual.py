@@ -86,13 +86,14 @@ class OutputRegularizer:
             freeze: whether their embeddings are held from now on (``HyperNetwork.freeze_tasks``), so that neither a
                 task's loss nor momentum moves them; else the regulariser may adapt them.
         """
-        self.tasks = tuple(tasks)
-        if freeze:
-            self.hyper.freeze_tasks(self.tasks)
-        if not self.tasks:
-            return
+        learned = tuple(tasks)
         with torch.no_grad():
-            self._codes = self._present_codes(self.tasks).clone()
+            self._codes = self._present_codes(learned).clone()
+            if freeze:
+                self.hyper.freeze_tasks(learned)
+            self.tasks = learned
+            if not learned:
+                return
             if self.store == "targets":
                 self._targets = self._tensors(self.hyper.generator, self._codes)
             else:
@@ -133,7 +134,7 @@ class OutputRegularizer:
 
     def _present_codes(self, tasks: Sequence[int]) -> Tensor:
         assert self.hyper.embeddings is not None
-        return self.hyper.codes(task=torch.tensor(tasks, device=self.hyper.embeddings.device))
+        return self.hyper.codes(task=torch.tensor(tasks, dtype=torch.long, device=self.hyper.embeddings.device))
 
     @staticmethod
     def _tensors(generator: Any, codes: Tensor, moved: dict[str, Tensor] | None = None) -> list[Tensor]:
@@ -146,10 +147,13 @@ class OutputRegularizer:
         optimizer.
 
         Args:
-            optimizer: any of torch's.
+            optimizer: any of torch's whose step needs no closure.
 
         Returns:
             change by name of the generator's parameters.
+
+        Raises:
+            OptionError: an optimizer that needs a closure.
 
         Example:
             >>> import torch, weft
@@ -161,6 +165,8 @@ class OutputRegularizer:
             >>> regularizer(regularizer.candidate_step(optimizer)).backward()
             >>> optimizer.step()
         """
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise OptionError("optimizer must take a step without a closure, which LBFGS does not; take another one")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         before = [p.detach().clone() for p in parameters]
         state = copy.deepcopy(optimizer.state_dict())
@@ -189,7 +195,13 @@ class OutputRegularizer:
 
         Args:
             state: from ``state_dict`` of a regulariser with the same ``store``.
+
+        Raises:
+            OptionError: it is of another ``store``.
         """
+        store = "targets" if state["generator"] is None else "generator"
+        if state["tasks"] and store != self.store:
+            raise OptionError(f"the state was kept with store={store!r}, this regulariser has store={self.store!r}")
         self.tasks, self._codes, self._targets = tuple(state["tasks"]), state["codes"], list(state["targets"])
         if state["generator"] is not None:
             self._generator = copy.deepcopy(self.hyper.generator)

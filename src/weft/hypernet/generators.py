@@ -52,7 +52,7 @@ class Head(nn.Module):
 
     def __init__(self, hidden: int, shape: Sequence[int], like: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden, *shape, device=like.device, dtype=like.dtype))
+        self.weight = nn.Parameter(torch.empty(hidden, math.prod(shape), device=like.device, dtype=like.dtype))
         self.bias = nn.Parameter(torch.empty((*shape,), device=like.device, dtype=like.dtype))
 
     def draw(self, moment: Tensor, mean: float = 0.0) -> None:
@@ -106,8 +106,8 @@ class Generator(nn.Module, abc.ABC):
         self._rectifies = activation not in ("tanh", "identity")
         steps: list[nn.Module] = []
         width = code_size + self._extra_inputs()
-        if any(size < 1 for size in hidden):
-            raise SizeError(f"hidden must be widths of at least 1, got {tuple(hidden)}")
+        if not isinstance(hidden, Sequence) or any(size < 1 for size in hidden):
+            raise SizeError(f"hidden must be a sequence of widths of at least 1, such as (16,), or (); got {hidden!r}")
         for size in hidden:
             steps += [nn.Linear(width, size, device=like.device, dtype=like.dtype), _make(activation)]
             width = size
@@ -235,7 +235,7 @@ class Chunked(Generator):
 
     def forward(self, codes: Tensor) -> list[RowWeights]:
         g = self.body(_with_embeddings(codes * self.code_scale, self.chunk_embeddings))
-        flat = (g @ self.head.weight + self.head.bias).flatten(1)
+        flat = (g @ self.head.weight + self.head.bias).to(self.scale.dtype).flatten(1)
         sizes = [slot.size for slot in self.slots]
         parts = flat[:, : sum(sizes)].split(sizes, 1)  # the surplus of the last chunk is dropped
         every = zip(self.slots, parts, self.scale.unbind(), self.mean.unbind(), strict=True)
@@ -311,8 +311,8 @@ class Scaling(Generator):
                 continue
             # The scales have mean 1 and add to the variance: what the product has is measured, and the base makes up.
             ones = self.scale.new_tensor(_SCALE_STD)
-            rows, columns = (head.rows(g, ones).dense().square() for head in heads)
-            squares = base.square().reshape(*base.shape[:2], -1).sum(2)
+            rows, columns = (head.rows(g, ones).dense().double().square() for head in heads)
+            squares = base.double().square().reshape(*base.shape[:2], -1).sum(2)
             square = float(((rows @ squares) * columns).sum())
             base.mul_(math.sqrt(self.variances[index] * len(g) * base.numel() / square))
 
@@ -362,7 +362,7 @@ class LowRank(Generator):
                 continue
             squares = 0.0
             for part in g.split(256):  # |A C|^2 = trace((A^T A) (C C^T)), without building the product
-                left, right = (head.rows(part, self.scale.new_ones(())).dense() for head in heads)
+                left, right = (head.rows(part, self.scale.new_ones(())).dense().double() for head in heads)
                 squares += float(((left.mT @ left) * (right @ right.mT)).sum())
             variance = self.variances[index] or self.slots[index].law.std ** 2
             self.scale[index] = (variance * len(g) * self.slots[index].size / squares) ** 0.25
@@ -375,6 +375,8 @@ def _with_embeddings(codes: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def _make(activation: Activation) -> nn.Module:
+    if isinstance(activation, nn.Module):
+        raise OptionError(f"activation must be a name or what makes a module, such as its class; got {activation!r}")
     if not isinstance(activation, str):
         return activation()
     if activation not in _ACTIVATIONS:

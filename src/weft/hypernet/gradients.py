@@ -20,6 +20,8 @@ from weft.hypernet.hypernetwork import HyperNetwork
 from weft.hypernet.program import run, with_samples, without_samples
 from weft.hypernet.rows import DenseRows
 
+#: Parameters whose rows are looked at one by one.
+_TABLES = ("embeddings", "generator.chunk_embeddings", "generator.slot_embeddings")
 _WAYS = "nn.Parameter(...) around it (a new leaf), .data, detach() or no_grad"
 
 
@@ -92,12 +94,13 @@ def check_gradients(
         >>> print(weft.hypernet.check_gradients(hyper, batch))
         gradients reach all of the 14 tensors that ask for them
     """
-    hyper = copy.deepcopy(hyper)
     arguments: dict[str, Any] = dict(batch) if isinstance(batch, Mapping) else {"x": batch}
-    inputs = arguments.pop("x")
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    call = _Call(hyper, inputs, arguments, loss or _random_projection)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        hyper = copy.deepcopy(hyper)
+        arguments = _pytree.tree_map(lambda t: t.clone() if _is_inference(t) else t, arguments)
+        inputs = arguments.pop("x")
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        call = _Call(hyper, inputs, arguments, loss or _random_projection)
         slots = _check_slots(call)
         parameters, number = _check_parameters(call)
     frozen = [name for name, p in hyper.named_parameters() if not p.requires_grad]
@@ -143,7 +146,7 @@ class _Call:
 def _random_projection(out: Any) -> Tensor:
     """A loss that no symmetry of the output makes constant."""
     total: Any = 0
-    for y in _pytree.tree_leaves(out):
+    for y in _tensors(out):
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         total = total + (y * weights.to(y.device, y.dtype)).sum()
     return total
@@ -173,7 +176,7 @@ def _check_slots(call: _Call) -> list[Finding]:
 def _check_parameters(call: _Call) -> tuple[list[Finding], int]:
     """Parameters of generator, condition module, embeddings and what the target shares."""
     found: list[Finding] = []
-    named = [(name, p) for name, p in call.hyper.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in call.hyper.named_parameters() if p.requires_grad and p.numel()]
     out = call.whole()
     slopes = _slopes(call.loss(out), [p for _, p in named])
     for (name, parameter), slope in zip(named, slopes, strict=True):
@@ -186,7 +189,7 @@ def _check_parameters(call: _Call) -> tuple[list[Finding], int]:
                 parameter.copy_(kept)
             return _moved(out, changed)
 
-        if slope is not None and name.rpartition(".")[2].endswith("embeddings"):
+        if slope is not None and name in _TABLES:
             found += _judge_rows(call, name, slope)
         else:
             found += _judge("parameter", name, slope, moves, "between it and the output")
@@ -230,5 +233,15 @@ def _changed(tensor: Tensor) -> Tensor:
 
 
 def _moved(before: Any, after: Any) -> bool:
-    pairs = zip(_pytree.tree_leaves(before), _pytree.tree_leaves(after), strict=True)
-    return any(not torch.equal(a.detach(), b.detach()) for a, b in pairs)
+    """Whether any number differs; NaN is like NaN."""
+    pairs = zip(_tensors(before), _tensors(after), strict=True)
+    return any(bool(((a != b) & ~(a.isnan() & b.isnan())).any()) for a, b in pairs)
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    """The tensors of floating point in an output."""
+    return [y for y in _pytree.tree_leaves(out) if isinstance(y, Tensor) and y.is_floating_point()]
+
+
+def _is_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()

@@ -11,6 +11,7 @@ Letters: B = rows, K = samples per row, E = size of the code.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -107,12 +108,13 @@ class HyperNetwork(Foldable):
             ``"hyperfan_in"``, ``"hyperfan_out"`` or their ``"harmonic"`` mean. Reached by a unit-variance output times
             a fixed number per tensor; with kind chunked the hyperfan rules set the size of each chunk's embedding
             instead.
-        gain: c of the hyperfan rules; None for 2 if the target has ReLUs, else 1.
+        gain: c of the hyperfan rules, above 0; None for 2 if the target has ReLUs, else 1.
         statistics: running statistics and other buffers of the target: ``"shared"``, one set; ``"per_task"``, one set
             per task, used and updated with it.
 
     Shape:
-        inputs (B, ...) -> (B, ...) as the target; with ``samples`` (B, K, ...) -> (B, K, ...).
+        inputs (B, ...) -> (B, ...) as the target; with ``samples`` (B, K, ...) -> (B, K, ...). The target sees its
+        samples as the first dimension, so recurrent layers and attention want ``batch_first=True``.
 
     Parameters stored:
         embeddings (num_tasks, E); encoder.*, the condition module; generator.*; target.*, what is shared. State also
@@ -124,9 +126,10 @@ class HyperNetwork(Foldable):
         call (``task=`` an int), which then sees the whole batch; else that is an error that names the ways out.
 
     Initial law:
-        over codes of variance 1 and their own entries, generated tensors have the mean and the variance of the rule;
-        tensors that the target starts constant (gains of norm layers) keep that mean and get a standard deviation of
-        0.1.
+        over codes of variance 1 and their own entries, generated tensors have the mean and the variance of the rule
+        (with kind chunked and a hyperfan rule the chunks, on average over draws, have the mean variance of their
+        entries); tensors that the target starts constant (gains of norm layers) keep that mean and get a standard
+        deviation of 0.1.
 
     Cost:
         full: (h + 1) P numbers, P = numbers generated, h the last width. Per row about (h + 1) P multiply-adds.
@@ -196,6 +199,8 @@ class HyperNetwork(Foldable):
         target = copy.deepcopy(target)
         self.slots: tuple[Slot, ...] = tuple(choose(target, generated, shared))
         like = target.get_parameter(self.slots[0].name).detach()
+        if gain is not None and not 0 < gain < math.inf:
+            raise OptionError(f"gain must be finite and above 0, or None, got {gain}")
         gain = (2.0 if any(isinstance(m, nn.ReLU) for m in target.modules()) else 1.0) if gain is None else gain
         variances = [slot.law.variance(init, gain) for slot in self.slots]
         set_parameters(target, self.slots, [None] * len(self.slots))
@@ -203,7 +208,8 @@ class HyperNetwork(Foldable):
         self.encoder = condition if isinstance(condition, nn.Module) else None
         tasks = self.num_tasks or 0
         self.embeddings = None if self.num_tasks is None else nn.Parameter(like.new_empty(tasks, code_size))
-        self.register_buffer("frozen", torch.zeros(tasks, dtype=torch.bool, device=like.device))
+        # no bool, so that averages of models (torch.optim.swa_utils) can subtract it
+        self.register_buffer("frozen", torch.zeros(tasks, dtype=torch.long, device=like.device))
         self.register_buffer("frozen_embeddings", like.new_zeros(tasks, code_size))
         self.task_buffers = nn.Module()
         if statistics == "per_task":
@@ -264,7 +270,7 @@ class HyperNetwork(Foldable):
                 raise OptionError(f"task must be given: an id in 0..{(self.num_tasks or 0) - 1}, or one per row")
             task = 0
         task = self._checked_task(task)
-        table = torch.where(self.frozen[:, None], self.frozen_embeddings, self.embeddings)
+        table = torch.where(self.frozen.bool()[:, None], self.frozen_embeddings, self.embeddings)
         return table[task] if isinstance(task, Tensor) else table[task : task + 1]
 
     def _encoded(self, condition: Any) -> Tensor:
@@ -284,11 +290,14 @@ class HyperNetwork(Foldable):
     def _checked_task(self, task: int | Tensor) -> int | Tensor:
         """An id as a number, or ids (B,), all in range."""
         number = self.num_tasks or 0
+        if not hasattr(task, "__index__"):  # of a number, and of a tensor
+            raise OptionError(f"task must be an id, or a tensor of ids (rows,); got {task!r}")
         if isinstance(task, Tensor) and (task.dim() > 1 or task.is_floating_point() or task.dtype == torch.bool):
             raise OptionError(
                 f"task must be an id or ids (rows,), of integers; got {tuple(task.shape)} of {task.dtype}"
             )
         if isinstance(task, Tensor) and task.dim():
+            task = task.long()  # as an index uint8 would be a mask
             if is_recording() or in_transform() or task.device.type != "cpu" or not task.numel():
                 return task  # a look at the values would break the program, or wait for the device
             low, high = int(task.min()), int(task.max())
@@ -345,15 +354,14 @@ class HyperNetwork(Foldable):
     ) -> Any:
         inputs = with_samples(inputs, samples)
         if self._is_one_network(condition, task, samples):
-            task = 0 if task is None and self.num_tasks == 1 else task
-            weights = self._named(self._one_network(task))
+            task = self._one_task(task)
+            weights = self._named(self._one_network(task)) | self._task_buffers(task)
             inputs = tuple(x.transpose(0, 1) for x in inputs)
-            index = slice(int(task), int(task) + 1)
-            out = run(self.target, weights | self._task_buffers(index), inputs, one_network=True, log=log)
+            out = run(self.target, weights, inputs, one_network=True, log=log)
             return _pytree.tree_map(lambda y: y[0], out)
         codes, rows = self.codes(condition, task), inputs[0].shape[0]
         if self.embeddings is not None and not isinstance(task, Tensor):  # one task, and samples per row
-            codes, task = codes.expand(rows, -1), torch.full((rows,), task or 0, device=codes.device)
+            codes, task = codes.expand(rows, -1), torch.full((rows,), self._one_task(task), device=codes.device)
         if codes.shape[0] != rows:
             raise SizeError(
                 f"{'task' if condition is None else 'condition'} has {codes.shape[0]} rows, the input has {rows}; they "
@@ -368,32 +376,42 @@ class HyperNetwork(Foldable):
             return False
         return not (isinstance(task, Tensor) and task.dim())
 
+    def _one_task(self, task: int | Tensor | None) -> int:
+        """The id of the only network of a call."""
+        if task is None and self.num_tasks != 1:
+            self.codes(None, task)  # says what is missing
+        checked = self._checked_task(0 if task is None else task)
+        assert isinstance(checked, int)
+        return checked
+
     def _named(self, rows: Iterable[RowWeights]) -> dict[str, RowWeights]:
         return {name: row for slot, row in zip(self.slots, rows, strict=True) for name in slot.names}
 
-    def _one_network(self, task: int | Tensor | None) -> list[RowWeights]:
+    def _one_network(self, task: int) -> list[RowWeights]:
         """The tensors of one task: in evaluation without gradients made once and kept."""
 
         def build() -> tuple[Tensor, ...]:
             return tuple(row.dense() for row in self.generator(self.codes(None, task)))
 
-        if not self.training and not torch.compiler.is_compiling():
-            kept = self._cache.lookup(self, task, self._num_sources, build)
+        if not self.training and not self.generator.training and not torch.compiler.is_compiling():
+            kept = self._cache.lookup(self, task, self._num_sources, build, cast=False)
             if kept is not None:
                 return [DenseRows(tensor) for tensor in kept]
         return [row.settled() for row in self.generator(self.codes(None, task))]
 
-    def _task_buffers(self, index: Any) -> dict[str, RowWeights]:
-        """The buffers of tasks by their names in the target; for a slice they are views, which a target may update."""
-        names = (name for name, _ in self.target.named_buffers())
-        return {
-            name: DenseRows(buffer[index]) for name, buffer in zip(names, self.task_buffers.buffers(), strict=False)
-        }
+    def _task_buffers(self, task: Any) -> dict[str, RowWeights]:
+        """The buffers of tasks by all their names in the target; of one task they are views, which it may update."""
+        if self.statistics != "per_task":
+            return {}
+        index = slice(task, task + 1) if isinstance(task, int) else task
+        own = dict(zip((id(buffer) for buffer in self.target.buffers()), self.task_buffers.buffers(), strict=True))
+        every = self.target.named_buffers(remove_duplicate=False)
+        return {name: DenseRows(own[id(buffer)][index]) for name, buffer in every}
 
     def explain(
         self, *inputs: Tensor, condition: Any = None, task: int | Tensor | None = None, samples: int | None = None
     ) -> Explanation:
-        """How a call with these arguments runs the target, and why. Runs it once, in evaluation, without gradients.
+        """How a call with these arguments runs the target, and why: runs a copy once, in the mode that this one is in.
 
         Args:
             *inputs: as in the call.
@@ -412,24 +430,19 @@ class HyperNetwork(Foldable):
             Linear  contraction  the head is linear: no weight is built; ...
         """
         log: list[Choice] = []
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                self._run(inputs, condition, task, samples, log)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        twin = copy.deepcopy(self)
+        with torch.random.fork_rng(devices=[]):
+            twin._run(inputs, condition, task, samples, log)
         total = sum(slot.size for slot in self.slots)
         if self._is_one_network(condition, task, samples):
-            kept = not self.training and not torch.is_grad_enabled()
+            kept = twin._cache.entry is not None
             made = "made once and kept: evaluation without gradients" if kept else "made in every call"
             return Explanation(f"{self.kind}, {total} numbers for one network, {made}", tuple(log))
         return Explanation(f"{self.kind}, {total} numbers per row from {self.generator.outputs} outputs", tuple(log))
 
     # ------------------------------------------------------------------ tasks
 
-    def freeze_tasks(self, tasks: Iterable[int]) -> None:
+    def freeze_tasks(self, tasks: int | Iterable[int]) -> None:
         """Hold the embeddings of tasks at their present values, whatever an optimizer does from now on.
 
         Values and marks are buffers. The rows of ``embeddings`` get zero gradients; momentum and weight decay may still
@@ -439,21 +452,21 @@ class HyperNetwork(Foldable):
             tasks: ids.
         """
         with torch.no_grad():
-            for task in tasks:
+            for task in [tasks] if isinstance(tasks, int) else tasks:
                 self.frozen_embeddings[task] = self.codes(None, task)[0]
-                self.frozen[task] = True
+                self.frozen[task] = 1
 
-    def unfreeze_tasks(self, tasks: Iterable[int]) -> None:
+    def unfreeze_tasks(self, tasks: int | Iterable[int]) -> None:
         """Let the embeddings of tasks learn again, from the values at which they were held.
 
         Args:
             tasks: ids.
         """
         with torch.no_grad():
-            for task in tasks:
+            for task in [tasks] if isinstance(tasks, int) else tasks:
                 value = self.codes(None, task)[0]
                 self.embeddings[task] = value  # type: ignore[index]
-                self.frozen[task] = False
+                self.frozen[task] = 0
 
     def fold(self, task: int | None = None) -> nn.Module:
         """The target of one task as a plain module with parameters of its own.
@@ -479,7 +492,7 @@ class HyperNetwork(Foldable):
         with plain_arithmetic(self.frozen.device.type):
             tensors = self.generate(task=task).values()
             set_parameters(target, self.slots, [nn.Parameter(tensor[0].clone()) for tensor in tensors])
-            for name, row in self._task_buffers(slice(task or 0, (task or 0) + 1)).items():
+            for name, row in self._task_buffers(self._one_task(task)).items():
                 target.get_buffer(name).copy_(row.dense()[0])
         return target
 
@@ -533,15 +546,15 @@ def _code_size(condition: Any, num_tasks: int | None, embedding_dim: int | None,
             raise OptionError("a condition module needs embedding_dim, the size of the code that it returns")
         return embedding_dim
     if condition is not None:
-        if isinstance(condition, bool) or not isinstance(condition, int) or condition < 1:
+        if isinstance(condition, bool) or not hasattr(condition, "__index__") or condition < 1:
             raise OptionError(f"condition must be a size of at least 1 or a module, got {condition!r}")
         if embedding_dim is not None:
             raise OptionError(
                 "embedding_dim is for tasks and condition modules; a condition of a given size is the code itself"
             )
-        return condition
-    if num_tasks is not None and num_tasks < 1:
-        raise OptionError(f"num_tasks must be at least 1, got {num_tasks}")
+        return operator.index(condition)
+    if num_tasks is not None and (not hasattr(num_tasks, "__index__") or num_tasks < 1):
+        raise OptionError(f"num_tasks must be at least 1, a whole number; got {num_tasks}")
     if embedding_dim is None:
         return 8
     if embedding_dim < 0 or (embedding_dim == 0 and ((num_tasks or 1) > 1 or kind not in ("chunked", "layerwise"))):

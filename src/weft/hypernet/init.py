@@ -137,13 +137,13 @@ def draw_head(weight: Tensor, moment: Tensor) -> None:
     """Draw the weight of a head so that its outputs have mean square 1 over their entries and over all codes.
 
     Args:
-        weight: (h, *shape), filled in place.
+        weight: (h, numbers), filled in place.
         moment: (h, h), mean of g g^T over the codes.
     """
     with torch.no_grad():
         weight.normal_()
         if weight.is_meta:
             return
-        flat = weight.reshape(len(weight), weight[0].numel()).double()
+        flat = weight.double()
         square = float((moment.double() * (flat @ flat.T)).sum()) / flat.shape[1]
         weight.div_(math.sqrt(square) if square > 0 else 1.0)

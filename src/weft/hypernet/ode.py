@@ -11,7 +11,7 @@ Letters: B = rows, D = size of a state, T = times, P = numbers generated per row
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from weft.errors import OptionError, SizeError, nearest_name
 from weft.hypernet.hypernetwork import HyperNetwork
 from weft.hypernet.program import run
-from weft.hypernet.rows import DenseRows
+from weft.hypernet.rows import DenseRows, RowWeights
 
 Method = Literal["dopri5", "tsit5", "heun", "euler"]
 Gradient = Literal["direct", "adjoint"]
@@ -109,6 +109,8 @@ def solve_ode(
                 "equal"
             )
         weights[name] = tensor.expand(rows, *tensor.shape[1:])
+    if hyper.statistics == "per_task" and gradient == "adjoint":
+        raise OptionError("gradient='adjoint' knows no statistics='per_task': take 'direct', or one set for all tasks")
     dynamics = Dynamics(hyper, size, time_input)
     options = _Options(method, rtol, atol, step, max_steps)
     if gradient == "adjoint":
@@ -117,7 +119,8 @@ def solve_ode(
         flat = torch.cat([tensor.flatten(1) for tensor in weights.values()], 1)
         solver = _adjoint_solver(dynamics, flat.shape[1], options)
         return _states(solver, dynamics, torch.cat([y0, flat], 1), times, step)[:, :, :size]
-    return _states(_loop(options, _rms), dynamics.of(weights), y0, times, step)
+    buffers = hyper._task_buffers(torch.as_tensor(0 if task is None else task, device=y0.device).expand(rows))
+    return _states(_loop(options, _rms), dynamics.of(weights, buffers), y0, times, step)
 
 
 def check_solver(*, method: str, gradient: str, rtol: float, atol: float, step: float | None, max_steps: int) -> None:
@@ -167,18 +170,21 @@ class Dynamics(nn.Module):
         self.size, self.time_input = size, time_input
         self._slots = hyper.slots
 
-    def of(self, weights: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def of(
+        self, weights: dict[str, Tensor], buffers: Mapping[str, RowWeights] | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The right-hand side with given weights, of the state alone.
 
         Args:
             weights: (B, *shape) by the first name of each generated parameter.
+            buffers: those of the rows' tasks, by name.
 
         Returns:
             a function of times (B,) and states (B, D).
         """
-        named: Any = {
-            name: DenseRows(weights[slot.name]) for slot in self._slots for name in slot.names
-        }  # tied parameters have several names
+        named: Any = {name: DenseRows(weights[slot.name]) for slot in self._slots for name in slot.names} | dict(
+            buffers or {}
+        )  # tied parameters have several names
 
         def f(t: Tensor, y: Tensor) -> Tensor:
             inputs = torch.cat([y, t[:, None].to(y.dtype)], 1) if self.time_input else y
@@ -217,10 +223,11 @@ def _checked_times(y0: Tensor, t: Tensor) -> Tensor:
     rows = len(y0)
     if t.dim() not in (1, 2) or t.shape[-1] < 2 or (t.dim() == 2 and len(t) != rows):
         raise SizeError(f"t must be (times,) or ({rows}, times), with at least 2 times; got {tuple(t.shape)}")
+    t = t.to(y0)  # what differs in another type may coincide in this one
     differences = t.diff(dim=-1).reshape(-1, t.shape[-1] - 1)
     if not bool((differences > 0).all(1).logical_or((differences < 0).all(1)).all()):
-        raise OptionError(f"t must grow from time to time, or fall, and be finite; got {t}")
-    return t.to(y0).expand(rows, -1)
+        raise OptionError(f"t must grow from time to time, or fall, and be finite, in {y0.dtype}; got {t}")
+    return t.expand(rows, -1)
 
 
 class _Options(NamedTuple):

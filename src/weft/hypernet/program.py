@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.utils import _pytree
 
 from weft.errors import OptionError, SizeError
 from weft.hypernet.activations import SlotSwish
+from weft.hypernet.by_func import call_by_func
 from weft.hypernet.rows import DenseRows, RowWeights, padded
 from weft.layers import Layer
 
@@ -31,8 +30,6 @@ _SAMPLEWISE = (
     nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Conv1d, nn.Conv2d, nn.Conv3d,
 )  # fmt: skip
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-#: What torch says where vmap cannot do it: recurrent kernels, and branches on values.
-_NOT_BATCHED = ("Batching rule not implemented", "vmap: It looks like you're")
 _NORMS = nn.modules.batchnorm._NormBase  # batch and instance norm
 
 
@@ -121,7 +118,7 @@ def run(
     if not one_network:
         _check_statistics(target)
     if len(inputs) > 1:
-        return _by_func(Step("module", "", target), weights, inputs, log)
+        return _by_func(Step("module", "", target), weights, inputs, log, one_network)
     x: Any = inputs[0]
     for step in steps_of(target, set(weights)):
         own = {name.removeprefix(step.prefix): w for name, w in weights.items() if name.startswith(step.prefix)}
@@ -133,7 +130,7 @@ def run(
             x = step.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             _note(log, step, "one call", "nothing of it is generated, and it treats every sample by itself")
         else:
-            x = _by_func(step, own, (x,), log)
+            x = _by_func(step, own, (x,), log, one_network)
     return x
 
 
@@ -177,6 +174,8 @@ def _norm(step: Step, own: dict[str, RowWeights], x: Tensor, log: list[Choice] |
     """A norm layer with a gain per row, a shift per row, or both."""
     module: Any = step.module
     merged, last = x.flatten(0, 1), isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    if isinstance(module, _NORMS):
+        module._check_input_dim(merged)
     if isinstance(module, nn.LayerNorm):
         y = F.layer_norm(merged, module.normalized_shape, None, None, module.eps)
     elif isinstance(module, nn.RMSNorm):
@@ -203,31 +202,13 @@ def _norm(step: Step, own: dict[str, RowWeights], x: Tensor, log: list[Choice] |
     return y if shift is None else y + shift.to(y.dtype)
 
 
-def _by_func(step: Step, own: Mapping[str, RowWeights], inputs: tuple[Any, ...], log: list[Choice] | None) -> Any:
-    """Any module by ``functional_call``; with several rows under ``vmap``."""
-    module, kind = step.module, type(step.module).__name__
+def _by_func(
+    step: Step, own: Mapping[str, RowWeights], inputs: tuple[Any, ...], log: list[Choice] | None, one_network: bool
+) -> Any:
     tensors = {name: w.dense() for name, w in own.items()}
-    rows = _pytree.tree_leaves(inputs)[0].shape[0]
-    if rows == 1:
-        _note(log, step, "one network", f"{kind} runs as it is, once")
-        alone, inputs = _pytree.tree_map(lambda t: t[0], (tensors, inputs))
-        return _pytree.tree_map(lambda y: y.unsqueeze(0), functional_call(module, alone, inputs))
-    if rows == 0:  # vmap needs one
-        tensors, inputs = _pytree.tree_map(lambda t: t.new_zeros(1, *t.shape[1:]), (tensors, inputs))
-
-    def one(own: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Any:
-        return functional_call(module, dict(own), inputs)
-
-    try:
-        out = vmap(one, randomness="different")(tensors, inputs)
-        _note(log, step, "vmap", f"{kind} has no form of its own here: torch.func runs it with a batch of parameters")
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NOT_BATCHED):
-            raise
-        rowwise = [_pytree.tree_map(lambda t, b=b: t[b], (tensors, inputs)) for b in range(max(rows, 1))]
-        out = _pytree.tree_map(lambda *ys: torch.stack(ys), *(one(*row) for row in rowwise))
-        _note(log, step, "loop", f"{kind} does what torch.vmap cannot batch, so rows run one by one")
-    return _pytree.tree_map(lambda y: y[:rows], out)
+    out, path, why = call_by_func(step.module, tensors, inputs, one_network=one_network)
+    _note(log, step, path, why)
+    return out
 
 
 def _check_statistics(target: nn.Module) -> None:
@@ -236,7 +217,7 @@ def _check_statistics(target: nn.Module) -> None:
             raise OptionError(
                 f"target.{name} ({type(module).__name__}) keeps one running mean, but here every row is a network of "
                 f"its own; use running statistics only (hyper.target.eval() after hyper.train()), one task per call "
-                f"(task=an int), track_running_stats=False, or GroupNorm or LayerNorm"
+                f"(task=an int, without samples), track_running_stats=False, or GroupNorm or LayerNorm"
             )
 
 
@@ -278,6 +259,8 @@ def per_row_call(module: nn.Module, weights: Mapping[str, Tensor], *inputs: Tens
                 f"weights[{name!r}] must have the shape (rows, {str(tuple(state[name].shape))[1:-1]}), "
                 f"got {tuple(tensor.shape)}"
             )
+    everywhere = {other: weights[name] for name in weights for other in state if state[other] is state[name]}
+    weights = everywhere | dict(weights)  # a module or a parameter may stand in several places
     inputs = with_samples(inputs, samples)
     rows = inputs[0].shape[0]
     for name, tensor in weights.items():
@@ -320,6 +303,8 @@ def without_samples(out: Any, samples: int | None) -> Any:
         samples: K or None.
 
     Returns:
-        (B, ...) for None.
+        (B, ...) for None; what has no dimension of one sample there stays as it is.
     """
-    return _pytree.tree_map(lambda y: y.squeeze(1), out) if samples is None else out
+    if samples is not None:
+        return out
+    return _pytree.tree_map(lambda y: y.squeeze(1) if isinstance(y, Tensor) and y.dim() > 1 else y, out)

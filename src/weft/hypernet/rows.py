@@ -69,7 +69,7 @@ class RowWeights(abc.ABC):
         Returns:
             name of the path and the reason, in words.
         """
-        return "batched matmul", "the weights of every row are built: they have no form that a product could use"
+        return "batched matmul", "the weights of every row are there as they are, so all rows are one batched product"
 
     convolution_way = ("grouped convolution", "the kernels of all rows are the groups of one convolution")
 
@@ -87,23 +87,30 @@ class DenseRows(RowWeights):
     def dense(self) -> Tensor:
         return self.tensors
 
+    def way(self, samples: int) -> tuple[str, str]:
+        if len(self.tensors) == 1:
+            return "matmul", "one network: its weight is made once, for all samples"
+        return super().way(samples)
+
 
 class HeadRows(RowWeights):
     """Tensors from the last, linear layer of a generator.
 
     Args:
         code: (B, h), the last hidden layer.
-        weight: (h, *shape), H_1 ... H_h.
+        weight: (h, numbers), H_1 ... H_h.
         bias: (*shape), H_0.
         scale: (), the fixed standard deviation of the tensor.
     """
 
     def __init__(self, code: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> None:
-        self.code, self.weight, self.bias, self.scale = code, weight, bias, scale
+        self.code, self.bias, self.scale = code, bias, scale
+        self.weight = weight.unflatten(1, bias.shape) if bias.dim() > 1 else weight
 
     def dense(self) -> Tensor:
         flat = torch.addmm(self.bias.reshape(-1), self.code, self.weight.reshape(len(self.weight), self.bias.numel()))
-        return (flat * self.scale).reshape(self.code.shape[0], *self.bias.shape)
+        # under autocast too a generated parameter has the type of a parameter
+        return (flat * self.scale).to(self.bias.dtype).reshape(self.code.shape[0], *self.bias.shape)
 
     def linear(self, x: Tensor) -> Tensor:
         if self._builds(x.shape[1]):
@@ -152,15 +159,16 @@ class ScaledRows(RowWeights):
         return self.base * self.out_scale.reshape(rows, out, 1, *ones) * self.in_scale.reshape(rows, 1, columns, *ones)
 
     def linear(self, x: Tensor) -> Tensor:
-        return F.linear(x * self.in_scale[:, None], self.base) * self.out_scale[:, None]
+        y = F.linear(x * self.in_scale[:, None].to(x.dtype), self.base)
+        return y * self.out_scale[:, None].to(y.dtype)
 
     def convolve(self, x: Tensor, conv: Any) -> Tensor:
         rows, samples, channels = x.shape[:3]
         ones = (1,) * (x.dim() - 3)
         scale = self.in_scale.repeat(1, channels // self.base.shape[1])  # every group has the same
-        y = (x * scale.reshape(rows, 1, channels, *ones)).flatten(0, 1)
+        y = (x * scale.reshape(rows, 1, channels, *ones).to(x.dtype)).flatten(0, 1)
         y = _convolution(y, self.base, conv, conv.groups)
-        return y.unflatten(0, (rows, samples)) * self.out_scale.reshape(rows, 1, len(self.base), *ones)
+        return y.unflatten(0, (rows, samples)) * self.out_scale.reshape(rows, 1, len(self.base), *ones).to(y.dtype)
 
     def settled(self) -> RowWeights:
         return self
@@ -184,7 +192,8 @@ class LowRankRows(RowWeights):
         self.left, self.right, self.shape = left, right, shape
 
     def dense(self) -> Tensor:
-        return torch.bmm(self.left.dense(), self.right.dense()).unflatten(2, self.shape[1:])
+        left, right = self.left.dense(), self.right.dense()
+        return torch.bmm(left, right).to(left.dtype).unflatten(2, self.shape[1:])
 
     def linear(self, x: Tensor) -> Tensor:
         return self.left.linear(self.right.linear(x))
@@ -226,7 +235,7 @@ def row_products(x: Tensor, weight: Tensor) -> Tensor:
     wants_gradients = torch.is_grad_enabled() and weight.requires_grad and x.dtype == weight.dtype
     if not wants_gradients or x.shape[1] != 1 or is_autocast(x.device.type):
         return torch.bmm(x, weight.transpose(1, 2))
-    if is_plain() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and is_plain():  # in this order: a compiler cannot look at the second
         return _OneSampleProducts.apply(x, weight)
     return (weight * x).sum(-1).unsqueeze(1)  # what compilers and transforms can take apart, as fast
 

@@ -21,6 +21,7 @@ from weft.hypernet.init import CONSTANT_STD, Law
 
 Patterns = str | Sequence[str]
 _PLAIN = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,31 @@ def choose(target: nn.Module, generated: Patterns, shared: Patterns | None) -> l
     kind = type(target).__name__
     if not places:
         raise OptionError(f"target must have parameters that can be generated, {kind} has none")
-    for parameter, names in places.items():
-        if is_lazy(parameter):
-            raise OptionError(f"target.{names[0]} has no shape yet; run the target once on an example before")
-        if not parameter.is_floating_point():
-            raise OptionError(f"target.{names[0]} must be real floating point to be generated, got {parameter.dtype}")
     names = [name for group in places.values() for name in group]
     wanted = _matching("generated", generated, names)
     kept = set() if shared is None else _matching("shared", shared, names)
     chosen = {p: group for p, group in places.items() if wanted & set(group) and not kept & set(group)}
+    for parameter, group in chosen.items():
+        if is_lazy(parameter):
+            raise OptionError(f"target.{group[0]} has no shape yet; run the target once on an example before")
+        if not parameter.is_floating_point():
+            raise OptionError(
+                f"target.{group[0]} must be real floating point to be generated, got {parameter.dtype}; name it in "
+                "shared="
+            )
+    chosen = {p: group for p, group in chosen.items() if p.numel()}  # of no numbers none need be made
     if not chosen:
-        raise OptionError(f"shared={shared!r} leaves no parameter of {kind} to generate; name fewer of {names}")
+        raise OptionError(
+            f"generated={generated!r} with shared={shared!r} leaves no parameter of {kind} to generate; there are "
+            f"{', '.join(names)}"
+        )
+    if len(types := {p.dtype for p in chosen}) > 1:
+        raise OptionError(
+            f"the generated parameters must have one type, {kind} has {', '.join(sorted(map(str, types)))}; convert "
+            "it, or generate those of one type"
+        )
     laws = _laws(target, {name for group in chosen.values() for name in group})
-    return [Slot(tuple(group), p.shape, laws.get(group[0]) or _own_law(p)) for p, group in chosen.items()]
+    return [Slot(tuple(group), p.shape, _law(p, laws.get(group[0]))) for p, group in chosen.items()]
 
 
 def _matching(argument: str, patterns: Patterns, names: list[str]) -> set[str]:
@@ -98,25 +111,30 @@ def _matching(argument: str, patterns: Patterns, names: list[str]) -> set[str]:
 
 
 def _laws(target: nn.Module, chosen: set[str]) -> dict[str, Law]:
-    """The laws of weights and biases of plain layers, by their default of torch."""
-    laws = {}
+    """The laws of weights and biases of plain layers and norms, by their default of torch."""
+    laws: dict[str, Law] = {}
     for prefix, module in target.named_modules():
-        if not isinstance(module, _PLAIN):
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(module, _NORMS):
+            laws |= {f"{dot}weight": Law(1.0, CONSTANT_STD), f"{dot}bias": Law(0.0, CONSTANT_STD)}
+        if not isinstance(module, _PLAIN) or not isinstance(module.weight, Tensor) or is_lazy(module.weight):
             continue
         fans = nn.init._calculate_fan_in_and_fan_out(module.weight)
         if 0 in fans:
             continue
-        dot = f"{prefix}." if prefix else ""
         std = (3 * fans[0]) ** -0.5
         laws[f"{dot}weight"] = Law(0.0, std, fans, with_bias=f"{dot}bias" in chosen)
         laws[f"{dot}bias"] = Law(0.0, std, fans, is_bias=True)
     return laws
 
 
-def _own_law(parameter: Tensor) -> Law:
-    """Mean and deviation of the values that the target came with; constant ones get a small deviation."""
-    if parameter.is_meta or parameter.numel() == 0:
-        return Law(0.0, CONSTANT_STD)
+def _law(parameter: Tensor, default: Law | None) -> Law:
+    """That of a plain layer; else mean and deviation of the values that the target came with, unless it has none yet.
+
+    Constant values get a small deviation.
+    """
+    if (default is not None and default.fans is not None) or parameter.is_meta:
+        return default or Law(0.0, CONSTANT_STD)
     values = parameter.detach().double()
     first = float(values.flatten()[0])
     if bool((values == first).all()):

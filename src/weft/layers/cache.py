@@ -55,7 +55,9 @@ class WeightCache:
     def __reduce__(self) -> tuple[type[WeightCache], tuple[()]]:
         return WeightCache, ()
 
-    def lookup(self, owner: nn.Module, tag: object, num_sources: int, build: Callable[[], Any]) -> Any:
+    def lookup(
+        self, owner: nn.Module, tag: object, num_sources: int, build: Callable[[], Any], *, cast: bool = True
+    ) -> Any:
         """What was built, from the cache if that is certainly right, None if caching is not allowed here.
 
         Args:
@@ -65,22 +67,23 @@ class WeightCache:
                 (FSDP's flat parameters) took them away.
             build: makes the weight, a tuple of weights (None among them) or the stages; called without gradients and
                 autocast.
+            cast: whether weights are kept in the autocast type of the moment.
 
         Returns:
-            what ``build`` gave, weights in the autocast type of the moment; or None.
+            what ``build`` gave; or None.
         """
         if not is_plain():
             return None
         grad = torch.is_grad_enabled()
         entry = self.entry
         if entry is not None:
-            owner_, tag_, epoch, device, cast, built, version, tensors, modules, wants_gradients, _ = entry
-            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            owner_, tag_, epoch, device, kept_as, built, version, tensors, modules, wants_gradients, _ = entry
+            autocast = torch.get_autocast_dtype(device) if cast and torch.is_autocast_enabled(device) else None
             if (
                 owner_ is owner
                 and tag_ == tag
                 and epoch == _epoch
-                and cast is autocast
+                and kept_as is autocast
                 and _version(built) == version
                 and not (grad and wants_gradients)  # of sources that were trained then and are frozen now
             ):
@@ -99,9 +102,11 @@ class WeightCache:
                     else:
                         return built
             self.entry = None
-        return self._build(owner, tag, num_sources, grad, build)
+        return self._build(owner, tag, num_sources, grad, build, cast)
 
-    def _build(self, owner: nn.Module, tag: object, num_sources: int, grad: bool, build: Callable[[], Any]) -> Any:
+    def _build(
+        self, owner: nn.Module, tag: object, num_sources: int, grad: bool, build: Callable[[], Any], cast: bool
+    ) -> Any:
         tensors, modules = _sources(owner)
         if not tensors or len(tensors) != num_sources:
             return None
@@ -112,19 +117,19 @@ class WeightCache:
                 return None
         _watch_optimizers()
         device = tensors[0][2].device.type
-        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        kept_as = torch.get_autocast_dtype(device) if cast and torch.is_autocast_enabled(device) else None
         epoch, wants_gradients = _epoch, any(t.requires_grad for _, _, t in tensors)
         stamps = tuple((names, name, t, t._version, t.data_ptr()) for names, name, t in tensors)
         alive = tuple(t.detach() for _, _, t in tensors)  # keeps the storages, so that no address is used twice
         with plain_arithmetic(device):
             built = build()
             if isinstance(built, Tensor):
-                built = _finished(built, cast, wants_gradients)
+                built = _finished(built, kept_as, wants_gradients)
             elif isinstance(built, tuple):
-                built = tuple(None if part is None else _finished(part, cast, wants_gradients) for part in built)
+                built = tuple(None if part is None else _finished(part, kept_as, wants_gradients) for part in built)
         version = _version(built)
         self.entry = (
-            owner, tag, epoch, device, cast, built, version, stamps, tuple(modules), wants_gradients, alive
+            owner, tag, epoch, device, kept_as, built, version, stamps, tuple(modules), wants_gradients, alive
         )  # fmt: skip
         return built
 

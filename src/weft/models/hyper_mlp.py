@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 import weft
-from weft.errors import SizeError
+from weft.errors import OptionError, SizeError
 from weft.hypernet import SlotSwish
 
 
@@ -55,6 +55,11 @@ class HyperMLP(nn.Module):
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
             raise SizeError(f"sizes must be at least those of input and output, each at least 1; got {list(sizes)}")
+        if between not in ("relu", "slot_swish"):
+            raise OptionError(f"between must be 'relu' or 'slot_swish', got {between!r}")
+        for name in ("condition", "target"):
+            if name in options:
+                raise OptionError(f"{name} is not an option of HyperMLP: by_input=True makes the input the condition")
         self.num_classes, self.by_input = sizes[-1], by_input
         steps: list[nn.Module] = [nn.Flatten(), nn.Linear(sizes[0], sizes[1], bias)]
         for before, width in itertools.pairwise(sizes[1:]):

@@ -38,7 +38,10 @@ def fold(model: nn.Module, check: Any = None, rtol: float = 1e-4) -> nn.Module:
     """
     replacements: dict[nn.Module, nn.Module] = {}
     for _, module in weft_modules(model):
-        replacements[module] = module.fold()
+        folded = module.fold()
+        if next(weft_modules(folded), None) is not None:  # in the target of a hypernetwork
+            folded = fold(folded)
+        replacements[module] = folded
         carry_hooks(module, replacements[module])
     plain = copy_with(model, replacements)
     if check is not None:

@@ -66,6 +66,7 @@ class ODEForecaster(TrainingModule):
         weight_decay: at least 0.
         schedule: "onecycle", "cosine" or "constant"; stepped with every optimizer step over the whole run.
         plots: series to draw after a test, evenly spread over the first batch; 0 is off.
+        **options: further ones of the hypernetwork, such as ``num_chunks``, ``rank`` and ``init``.
 
     Raises:
         OptionError: an argument out of range; a data module with other channels or another observed part.
@@ -106,6 +107,7 @@ class ODEForecaster(TrainingModule):
         weight_decay: float = 0.0,
         schedule: ScheduleName = "cosine",
         plots: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
         for name, value, fits, rule in (
@@ -139,7 +141,7 @@ class ODEForecaster(TrainingModule):
         layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.Tanh())]
         self.hyper = weft.HyperNetwork(
             nn.Sequential(*layers, nn.Linear(widths[-1], size)),
-            condition=code, kind=kind, hidden=tuple(generator), activation="tanh",
+            condition=code, kind=kind, hidden=tuple(generator), **{"activation": "tanh", **options},
         )  # fmt: skip
         self.means = nn.ModuleDict(
             {f"{stage}_{what}": MeanMetric(nan_strategy="disable") for stage in ("val", "test") for what in _METRICS}
@@ -156,6 +158,8 @@ class ODEForecaster(TrainingModule):
         Returns:
             (B, H, D).
         """
+        if horizon < 1:
+            raise OptionError(f"horizon must be at least 1 sample, got {horizon}")
         if observed.dim() != 3 or observed.shape[1:] != (self.observed, self.channels):
             raise SizeError(
                 f"observed must be (series, {self.observed}, {self.channels}), as observed= and channels= say; got "
