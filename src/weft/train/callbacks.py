@@ -105,7 +105,7 @@ class ParameterLog(pl.Callback):
         | tensor | shape | numbers |
         |---|---|---|
         | hyper.embeddings | 1 x 3 | 3 |
-        | hyper.generator.heads.0.weight | 3 x 2 x 4 | 24 |
+        | hyper.generator.heads.0.weight | 3 x 8 | 24 |
         | hyper.generator.heads.0.bias | 2 x 4 | 8 |
         | hyper.generator.heads.1.weight | 3 x 2 | 6 |
         | hyper.generator.heads.1.bias | 2 | 2 |
