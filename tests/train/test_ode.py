@@ -39,6 +39,19 @@ def test_forecast_is_the_solution_from_the_last_value(encoder):
     assert (forecast[0] - forecast[1]).abs().max() > 0.01
 
 
+def test_windows_of_another_level_and_size_are_forecast_alike():
+    """Scaled and shifted by a and b per channel, a series is forecast as before, scaled and shifted."""
+    torch.manual_seed(0)
+    module = ODEForecaster(2, 8, latent=1, normalize_window=True).double()
+    x = torch.randn(3, 8, 2, dtype=torch.float64)
+    a, b = torch.tensor([3.0, 0.5], dtype=torch.float64), torch.tensor([-7.0, 2.0], dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(module(a * x + b, 4), a * module(x, 4) + b, rtol=1e-3, atol=1e-3)
+        assert module(torch.full((1, 8, 2), 5.0, dtype=torch.float64), 4).isfinite().all()  # a series that rests
+        plain = ODEForecaster(2, 8, latent=1).double()
+        assert (plain(a * x + b, 4) - a * plain(x, 4) - b).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("options", [{"kind": "chunked", "num_chunks": 4}, {"kind": "low_rank", "rank": 1}])
 def test_options_of_the_hypernetwork_are_passed_on(options):
     module = ODEForecaster(1, 8, **options)

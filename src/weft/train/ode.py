@@ -53,6 +53,9 @@ class ODEForecaster(TrainingModule):
         kind: of the hypernetwork.
         generator: widths of its hidden layers.
         time_input: whether f sees the time since the last observation.
+        normalize_window: whether each channel of each series is standardised by the mean and deviation of its own
+            observed part, and its forecast scaled back: for series whose level or size moves away from that of the
+            training set.
         sample_step: time from one sample to the next in the time of the equation, above 0. f starts with values of
             about 1 or less, so a rise from 0 to 1 should last about one unit.
         gradient: "direct" or "adjoint", as in ``weft.hypernet.solve_ode``; so are the next five.
@@ -73,7 +76,8 @@ class ODEForecaster(TrainingModule):
 
     Source:
         Chen et al. 2018, Neural ordinary differential equations, https://arxiv.org/abs/1806.07366; Dupont, Doucet and
-        Teh 2019, Augmented neural ODEs, https://arxiv.org/abs/1904.01681 (the latent numbers).
+        Teh 2019, Augmented neural ODEs, https://arxiv.org/abs/1904.01681 (the latent numbers); Kim et al. 2022,
+        Reversible instance normalization, https://openreview.net/forum?id=cGDAkQo1C0p (``normalize_window``).
 
     Example:
         >>> import torch
@@ -95,6 +99,7 @@ class ODEForecaster(TrainingModule):
         kind: Kind = "full",
         generator: Sequence[int] = (16,),
         time_input: bool = False,
+        normalize_window: bool = False,
         sample_step: float = 0.1,
         gradient: Gradient = "direct",
         method: Method = "dopri5",
@@ -165,13 +170,17 @@ class ODEForecaster(TrainingModule):
                 f"observed must be (series, {self.observed}, {self.channels}), as observed= and channels= say; got "
                 f"{tuple(observed.shape)}"
             )
-        observed = observed.to(self.dtype)
-        options: Any = self.hparams
+        observed, options = observed.to(self.dtype), cast(Any, self.hparams)
+        mean, std = observed.new_zeros(()), observed.new_ones(())
+        if options.normalize_window:
+            variance, mean = torch.var_mean(observed, 1, correction=0, keepdim=True)
+            std = (variance + 1e-5).sqrt()  # of a series that rests, too
+            observed = (observed - mean) / std
         code = self.encoder(observed)
         z = observed[:, -1] if self.start is None else torch.cat([observed[:, -1], self.start(code)], 1)
         times = options.sample_step * torch.arange(horizon + 1, device=z.device, dtype=z.dtype)
         path = solve_ode(self.hyper, z, times, condition=code, time_input=options.time_input, **self.solver)
-        return path[:, 1:, : self.channels]
+        return path[:, 1:, : self.channels] * std + mean
 
     # ------------------------------------------------------------------ steps
 
