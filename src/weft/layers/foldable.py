@@ -17,3 +17,16 @@ class Foldable(nn.Module, abc.ABC):
     @abc.abstractmethod
     def clear_cache(self) -> None:
         """Forget what was built in evaluation."""
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let a replacement keep the hooks that a user put on the module that it replaces.
+
+    Args:
+        old: where the hooks are.
+        new: where they go.
+    """
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        getattr(new, name).update(getattr(old, name))
+    for name in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(new, name).update(getattr(old, name))

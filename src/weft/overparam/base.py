@@ -92,7 +92,7 @@ class EPLayer(Foldable):
         self._pairs = _checked_pairs(self.depth, channels, residual, residual_intervals, residual_mode)
         self.residual, self.residual_intervals = residual, residual_intervals
         self.residual_mode = residual_mode
-        if batch_norm not in (False, True, "output"):
+        if not isinstance(batch_norm, bool) and batch_norm != "output":
             raise OptionError(f"batch_norm must be True, False or 'output', got {batch_norm!r}")
         like: Any = layers[0].weight
         common: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
@@ -123,7 +123,7 @@ class EPLayer(Foldable):
             if isinstance(bias, Tensor):
                 bound = (columns * positions) ** -0.5
                 nn.init.uniform_(bias, -bound, bound)
-        for norm in (*self.norms, *([] if self.norm is None else [self.norm])):
+        for norm in self._all_norms():
             norm.reset_parameters()
         self.fit_error = None  # assigning forgets the cached weight too
 
@@ -197,7 +197,14 @@ class EPLayer(Foldable):
     def _cached(self) -> tuple[Tensor, Tensor | None] | None:
         if self.training or torch.compiler.is_compiling():
             return None
-        return self._cache.lookup(self, "collapsed", self._num_sources, self._collapsed)
+        return self._cache.lookup(self, self._statistics(), self._num_sources, self._collapsed)
+
+    def _statistics(self) -> tuple[tuple[float, int], ...]:
+        """What a collapsed layer depends on beside tensors: of every norm its eps, and the set of statistics in use."""
+        return tuple((norm.eps, getattr(norm, "row", 0)) for norm in self._all_norms())
+
+    def _all_norms(self) -> list[Any]:
+        return [*self.norms, *([] if self.norm is None else [self.norm])]
 
     def _collapsed(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias of everything, batch norms with their running statistics."""
@@ -352,6 +359,11 @@ class EPLayer(Foldable):
                 f"{type(self).__name__} with batch norm is in training mode, where its output depends on the batch; "
                 f"call eval() first, then fold uses the running statistics"
             )
+        if any(hasattr(norm, "row") for norm in self._all_norms()):
+            raise FoldError(
+                f"{type(self).__name__} has batch norms with statistics for every number of superposed inputs, a plain "
+                "layer has none; keep the layer as it is, it runs collapsed in evaluation"
+            )
         plain = self.torch_class(**self._arguments(), device="meta")
         trained = any(parameter.requires_grad for parameter in self.parameters())
         with plain_arithmetic(self._kernel(self.layers[0]).device.type):
@@ -391,7 +403,7 @@ class EPLayer(Foldable):
 
 
 def hidden_channels(channels: int, width: float, depth: int, groups: int = 1) -> int:
-    """H = int(O * width).
+    """H = int(O * width), but for rounding: 12 * (1/12) is 1.
 
     Args:
         channels: O.
@@ -408,7 +420,9 @@ def hidden_channels(channels: int, width: float, depth: int, groups: int = 1) ->
     """
     if depth < 1:
         raise OptionError(f"depth must be at least 1, got {depth}")
-    hidden = int(channels * width)
+    if not 0 < width < math.inf:
+        raise OptionError(f"width must be finite and above 0, got {width}")
+    hidden = int(channels * width + 1e-9)
     if depth > 1 and (hidden < 1 or hidden % groups):
         raise SizeError(
             f"width gives int({channels} * {width:g}) = {hidden} channels between the sub-layers; it must give at "

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -131,13 +131,17 @@ def fold_batch_norm(kernel: Tensor, bias: Tensor | None, norm: nn.modules.batchn
     Args:
         kernel: (O, I/G, *r).
         bias: (O,) or None.
-        norm: any batch norm with running statistics; its own eps counts.
+        norm: any batch norm with running statistics; its own eps counts, and of several sets of statistics the one
+            that is in use.
 
     Returns:
         kernel and bias; there is a bias, whether there was one or not.
     """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None, "the layers make batch norms with running statistics only"
+    if mean.dim() == 2:
+        row: Any = norm.row
+        mean, variance = mean[row], variance[row]
     scale = torch.rsqrt(variance + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
     bias = (-mean if bias is None else bias - mean) * scale

@@ -22,7 +22,7 @@ def balanced_factors(kernel: Tensor, depth: int, hidden: int, groups: int = 1) -
     """Kernels of sub-layers whose composition is a given kernel.
 
     Args:
-        kernel: (O, I/G, *K), real.
+        kernel: (O, I/G, *K).
         depth: L.
         hidden: H, channels between the sub-layers, a multiple of G.
         groups: G.
@@ -48,9 +48,10 @@ def balanced_factors(kernel: Tensor, depth: int, hidden: int, groups: int = 1) -
     if width < rank:
         raise OptionError(
             f"width leaves {hidden} channels between the sub-layers, but the weight may have rank {rank * groups}; "
-            f"width must be at least {rank * groups / out:.3g}, or use keep_function=False"
+            f"width must be at least {rank * groups / out!r}, or use keep_function=False"
         )
-    u, s, vh = torch.linalg.svd(kernel.double().reshape(groups, rows, -1), full_matrices=False)
+    exact = kernel.to(torch.promote_types(kernel.dtype, torch.float64))
+    u, s, vh = torch.linalg.svd(exact.reshape(groups, rows, -1), full_matrices=False)
     root = s ** (1 / depth)
     spare = torch.randn(groups, width - rank, vh.shape[-1], dtype=vh.dtype, device=vh.device) * vh.shape[-1] ** -0.5
     first = torch.cat([root[..., None] * vh, spare], dim=1)

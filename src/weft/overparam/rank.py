@@ -42,8 +42,9 @@ def effective_rank(matrix: Tensor, exponential: bool = False) -> Tensor:
         raise SizeError(f"matrix must have two dimensions or more and no empty side, got {tuple(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise FitError("matrix has values that are not finite; its singular values are undefined")
-    values = torch.linalg.svdvals(matrix.double())
+    values = torch.linalg.svdvals(matrix.to(torch.promote_types(matrix.dtype, torch.float64)))
     total = values.sum(-1, keepdim=True)
     parts = values / torch.where(total > 0, total, 1)
-    entropy = torch.special.entr(parts).sum(-1)
+    # a value of exactly 0 adds nothing, and has no gradient instead of an infinite one
+    entropy = torch.special.entr(torch.where(parts > 0, parts, 1)).sum(-1)
     return entropy.exp() if exponential else entropy

@@ -84,10 +84,10 @@ class Chain(Parametrization):
         if depth < 1:
             raise OptionError(f"depth must be at least 1, got {depth}")
         out_features, in_features = self.shape
-        hidden = int(out_features * width) if depth > 1 else out_features
+        hidden = int(out_features * width + 1e-9) if depth > 1 else out_features
         if hidden < 1:
             raise OptionError(
-                f"width must be at least 1/out = {1 / out_features:.3g}, so that something passes; got {width}"
+                f"width must be at least 1/out = {1 / out_features!r}, so that something passes; got {width}"
             )
         self.depth, self.width, self.hidden = int(depth), float(width), hidden
 
@@ -147,7 +147,7 @@ class Chain(Parametrization):
         # gradient descent keeps them. Width beyond the rank passes random numbers that the last factor does not use
         # yet, so that it can learn to.
         rank = min(self.hidden, *self.shape)
-        left, right = nearest_low_rank(target.double(), rank, gram)
+        left, right = nearest_low_rank(target.to(torch.promote_types(target.dtype, torch.float64)), rank, gram)
         u, s, vh = torch.linalg.svd(left @ right, full_matrices=False)
         root = s[:rank] ** (1 / self.depth)
         nn.init.normal_(self.first, std=self.shape[1] ** -0.5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.errors import OptionError
+from weft.layers.foldable import carry_hooks
+from weft.superposition.binding import check_num_superposed
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -26,7 +29,8 @@ class SwitchableBatchNorm(_BatchNorm):
     Buffers ``running_mean`` and ``running_var`` are (K, channels), ``num_batches_tracked`` is (K,), one row per S.
 
     Args:
-        plain: its weight and bias are taken over, and its running statistics, for every S.
+        plain: its weight, bias and hooks are taken over, and its running statistics, for every S, as a start: they
+            count as those of no S.
         capacities: the K numbers of superposed inputs, ascending.
     """
 
@@ -43,7 +47,9 @@ class SwitchableBatchNorm(_BatchNorm):
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             buffer = getattr(plain, name)
             self.register_buffer(name, buffer.expand(len(capacities), *buffer.shape).clone())
+        self.num_batches_tracked.zero_()  # type: ignore[union-attr]
         self.train(plain.training)
+        carry_hooks(plain, self)
 
     def reset_running_stats(self) -> None:
         """Forget the statistics of every S."""
@@ -64,28 +70,48 @@ class SwitchableBatchNorm(_BatchNorm):
         """Any number of dimensions will do."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        # A plain network's checkpoint has one set: it is the one of every S until that is recalibrated.
+        # A plain network's checkpoint has one set: a start for every S, and of none of them.
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             own, given = getattr(self, name), state_dict.get(prefix + name)
             if given is not None and given.dim() == own.dim() - 1:
+                given = torch.zeros_like(given) if name == "num_batches_tracked" else given
                 state_dict[prefix + name] = given.expand_as(own).clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def make_switchable(module: nn.Module, capacities: Sequence[int]) -> nn.Module:
+def make_switchable(
+    module: nn.Module, capacities: Sequence[int], made: dict[nn.Module, nn.Module] | None = None
+) -> nn.Module:
     """Put switchable batch norms in the place of plain ones that keep running statistics.
 
     Args:
         module: is changed, unless it is a batch norm itself.
         capacities: the numbers of superposed inputs, ascending.
+        made: what was put in the place of what already, so that a norm in several places stays one.
 
     Returns:
         the module, or what takes its place.
+
+    Raises:
+        OptionError: a batch norm that is none of torch's three, or switchable with other capacities.
     """
-    if type(module) in _PLAIN and module.track_running_stats:
-        return SwitchableBatchNorm(module, capacities)  # type: ignore[arg-type]
-    for name, child in module.named_children():
-        setattr(module, name, make_switchable(child, capacities))
+    made = {} if made is None else made
+    if module in made:
+        return made[module]
+    if isinstance(module, _BatchNorm) and module.track_running_stats:
+        if isinstance(module, SwitchableBatchNorm) and module.capacities == tuple(capacities):
+            return module
+        if type(module) not in _PLAIN:
+            raise OptionError(
+                f"the network has a {type(module).__name__}, whose running statistics cannot be kept for every number "
+                f"of superposed inputs {tuple(capacities)}; use nn.BatchNorm2d of its own, GroupNorm or LayerNorm"
+            )
+        made[module] = SwitchableBatchNorm(module, capacities)
+        return made[module]
+    made[module] = module
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            setattr(module, name, make_switchable(child, capacities, made))
     return module
 
 
@@ -145,7 +171,8 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor], num_superposed: int, 
         the number of batches used.
 
     Raises:
-        OptionError: there were no batches.
+        OptionError: there were no batches, or they are no tensors.
+        SizeError: S does not divide N.
 
     Example:
         >>> import torch, weft
@@ -153,20 +180,27 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor], num_superposed: int, 
         >>> recalibrate(net, [torch.randn(16, 3, 16, 16)], num_superposed=2)
         1
     """
-    own = norms(net)
-    before = [(each.momentum, each.training) for each in own]
-    for each in own:
+    own: Any = net
+    check_num_superposed(num_superposed, own.num_inputs)
+    if max_batches < 1:
+        raise OptionError(f"max_batches must be at least 1, got {max_batches}")
+    first = next(given := iter(batches), None)
+    if first is None:
+        raise OptionError("batches is empty: recalibration needs at least one batch of training inputs")
+    if not isinstance(first, Tensor):
+        raise OptionError(f"batches must be tensors of inputs, without labels; got {type(first).__name__}")
+    switchable = norms(net)
+    before = [(each.momentum, each.training) for each in switchable]
+    for each in switchable:
         row = each.capacities.index(num_superposed)
         each.num_batches_tracked[row] = 0  # type: ignore[index]
         each.momentum, each.training = None, True
     used = 0
     try:
-        for batch in itertools.islice(batches, max_batches):
+        for batch in itertools.islice(itertools.chain([first], given), max_batches):
             net(batch, num_superposed=num_superposed)
             used += 1
     finally:
-        for each, (momentum, training) in zip(own, before, strict=True):
+        for each, (momentum, training) in zip(switchable, before, strict=True):
             each.momentum, each.training = momentum, training
-    if not used:
-        raise OptionError("batches is empty: recalibration needs at least one batch of training inputs")
     return used

@@ -29,9 +29,10 @@ from weft.layers import (
     MultiheadAttention,
 )
 from weft.layers.composite import parametrizations_of
+from weft.layers.foldable import carry_hooks
 from weft.parametrizations import check_options
 from weft.surgery.tables import format_table
-from weft.surgery.walk import carry_hooks, copy_with
+from weft.surgery.walk import copy_with
 
 #: Exact types only: a subclass may compute something else. The last one is nn.MultiheadAttention's output projection.
 _REPLACEMENTS: dict[type[nn.Module], type[Layer | Composite]] = {

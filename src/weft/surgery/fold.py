@@ -8,7 +8,8 @@ from torch import nn
 
 from weft.errors import FoldError
 from weft.layers.composite import weft_modules
-from weft.surgery.walk import call, carry_hooks, copy_with, evaluation, relative_difference
+from weft.layers.foldable import carry_hooks
+from weft.surgery.walk import call, copy_with, evaluation, relative_difference
 
 
 def fold(model: nn.Module, check: Any = None, rtol: float = 1e-4) -> nn.Module:

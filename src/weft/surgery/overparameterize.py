@@ -9,9 +9,10 @@ from torch import nn
 
 from weft.errors import ConversionError, OptionError, WeftError, nearest_name
 from weft.layers import Foldable
+from weft.layers.foldable import carry_hooks
 from weft.overparam import EPConv1d, EPConv2d, EPConv3d, EPLayer, EPLinear
 from weft.surgery.convert import ConversionReport, Converted, obstacle, owners_of_parameters
-from weft.surgery.walk import carry_hooks, copy_with
+from weft.surgery.walk import copy_with
 
 _LINEAR: dict[type[nn.Module], type[EPLayer]] = {nn.Linear: EPLinear}
 _CONV: dict[type[nn.Module], type[EPLayer]] = {nn.Conv1d: EPConv1d, nn.Conv2d: EPConv2d, nn.Conv3d: EPConv3d}

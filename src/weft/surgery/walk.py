@@ -26,19 +26,6 @@ def copy_with(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.
     return copy.deepcopy(model, {id(old): new for old, new in replacements.items()})
 
 
-def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Let a replacement keep the hooks that a user put on the module that it replaces.
-
-    Args:
-        old: where the hooks are.
-        new: where they go.
-    """
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        getattr(new, name).update(getattr(old, name))
-    for name in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
-        getattr(new, name).update(getattr(old, name))
-
-
 @contextlib.contextmanager
 def evaluation(*models: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, no gradients; afterwards every mode as it was.
