@@ -63,6 +63,18 @@ def is_autocast(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
+def plain_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """No autocast, whatever is on outside.
+
+    Args:
+        device: type of the device, whose autocast is meant.
+
+    Returns:
+        the context.
+    """
+    return torch.autocast(device, enabled=False) if is_autocast(device) else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def plain_arithmetic(device: str) -> Iterator[None]:
     """No gradients, no inference mode, no autocast, whatever is on outside.

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from tests.overparam.helpers import CONVOLUTIONS, assert_all_forms_agree, oracle, with_random_norms
+from torch import nn
 
 import weft
 from weft.errors import OptionError, SizeError
@@ -243,3 +244,32 @@ def test_same_padding_keeps_the_size(sizes):
     padding = weft.overparam.same_padding(sizes, 2)
     layer = weft.EPConv2d(3, 4, sizes, padding, dilation=2)
     assert layer(torch.randn(1, 3, 20, 21)).shape == (1, 4, 20, 21)
+
+
+def test_complex_weights_keep_their_function():
+    layer = nn.Linear(7, 5, dtype=torch.complex128)
+    x = torch.randn(3, 7, dtype=torch.complex128)
+    for made in (weft.overparameterize(layer, depth=3, width=2), weft.convert(layer, "chain", depth=3, width=2)):
+        torch.testing.assert_close(made(x), layer(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("out", [12, 29, 100, 49])
+def test_the_width_of_a_whole_number_of_channels_gives_that_number(out):
+    """int(O * (H/O)) would be H - 1 for some; a width that is too small is answered with one that works."""
+    for hidden in range(1, out + 1):
+        assert weft.EPLinear(3, out, width=hidden / out).layers[0].out_features == hidden
+        assert weft.Linear(3, out, parametrization="chain", width=hidden / out).parametrization.hidden == hidden
+    with pytest.raises(OptionError, match="width must be at least") as caught:
+        weft.EPLinear.from_dense(nn.Linear(out, out), width=0.5)
+    width = float(str(caught.value).partition("at least ")[2].partition(",")[0])
+    assert weft.EPLinear.from_dense(nn.Linear(out, out), width=width).fit_error < 1e-6
+    with pytest.raises(OptionError, match=r"1/out = \S+, so") as caught:
+        weft.Linear(3, out, parametrization="chain", width=0.5 / out)
+    width = float(str(caught.value).partition("1/out = ")[2].partition(",")[0])
+    assert weft.Linear(3, out, parametrization="chain", width=width).parametrization.hidden == 1
+
+
+@pytest.mark.parametrize("options", [{"batch_norm": 1}, {"width": float("nan")}, {"width": 0.0}])
+def test_options_of_another_kind_are_refused(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        weft.EPLinear(4, 4, **options)

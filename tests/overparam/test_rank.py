@@ -17,6 +17,10 @@ def test_closed_forms():
     assert float(weft.effective_rank(7 * torch.diag(values))) == pytest.approx(1.5 * math.log(2))
     assert float(weft.effective_rank(torch.outer(values, values))) == pytest.approx(0, abs=1e-12)
     assert float(weft.effective_rank(torch.zeros(3, 2))) == 0
+    assert float(weft.effective_rank(1j * q)) == pytest.approx(math.log(6))
+    edge = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)).requires_grad_()
+    weft.effective_rank(edge).backward()
+    assert edge.grad.isfinite().all() and edge.grad.abs().max() > 0.1  # at a singular value of exactly 0 too
     batch = torch.randn(2, 4, 5)
     assert float(weft.effective_rank(batch)[1]) == pytest.approx(float(weft.effective_rank(batch[1])))
 

@@ -37,6 +37,18 @@ def run(layer, x):
         return layer(x)
 
 
+def test_eps_of_a_norm_is_seen(layer, x):
+    if not layer.batch_norm:
+        pytest.skip("no norm")
+    before = run(layer, x)
+    for norm in layer._all_norms():
+        norm.eps = 0.5
+    after = run(layer, x)
+    assert not torch.allclose(after, before)
+    with torch.no_grad():
+        assert_same(layer(x, expanded=True), after, 1e-10, "the output with another eps")
+
+
 def fill(layer, x):
     y = run(layer, x)
     assert layer._cache.entry is not None

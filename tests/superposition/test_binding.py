@@ -89,6 +89,25 @@ def test_unitary_keys_make_binding_an_isometry_and_stay_so_in_training(size):
         optimizer.step()
 
 
+def test_keys_and_penalty_are_not_rounded_by_autocast():
+    plain, unitary = HRR(4, 64), HRR(4, 64, unitary=True)
+    with torch.no_grad():
+        plain.vectors.mul_(1.001)
+    want = plain.penalty(), unitary.keys
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close((plain.penalty(), unitary.keys), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_matrices_in_half_precision_are_orthogonal(dtype):
+    matrix = MBAT(2, 8, dtype=dtype).vectors[1].detach().double()
+    assert (matrix @ matrix.T - torch.eye(8)).abs().max() < 0.02
+
+
+def test_an_empty_batch_has_no_spectrum():
+    assert HRR(2, 8, path="fft")(torch.zeros(0, 2, 8)).shape == (0, 8)
+
+
 def test_unitary_keys_reach_both_signs_of_their_real_frequencies():
     spectra = np.fft.rfft(HRR(200, 8, unitary=True, dtype=F64).keys.detach().numpy())
     for frequency in (0, 4):

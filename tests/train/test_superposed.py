@@ -138,6 +138,16 @@ def test_filter_skips_a_bad_step_and_sets_the_batch_norms_back(factor, step):
     assert (run.callback_metrics["GradientNonfiniteFraction"] > 0) == math.isnan(factor)
 
 
+def test_a_skipped_step_of_several_batches_sets_back_all_of_them():
+    watch = Watch()
+    module = SuperposedClassifier(network(), mixup_alpha=0.0, schedule="constant")
+    module._filter.previous = 1e-12  # refuses whatever comes
+    fit(module, callbacks=[watch], accumulate_grad_batches=3, max_steps=2)
+    last = watch.after[5]
+    assert all(torch.equal(last[name], value) for name, value in watch.before[0].items())
+    assert not all(torch.equal(watch.after[1][name], value) for name, value in watch.before[0].items())
+
+
 def test_filter_off_lets_large_steps_pass():
     watch = Watch()
     fit(SuperposedClassifier(network(), gradient_filter=None), callbacks=[watch, Blow(2, 1e2)], max_steps=3)

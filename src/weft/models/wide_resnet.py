@@ -52,7 +52,13 @@ class SReLU(nn.Module):
 
     def __init__(self, channels: int, init: float = -1.0) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.full((channels,), float(init)))
+        self.init = float(init)
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """b as at the start."""
+        nn.init.constant_(self.bias, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.maximum(x, self.bias.reshape(-1, *(1,) * (x.dim() - 2)))
@@ -89,7 +95,13 @@ class WideBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
             self.shortcut = nn.Sequential(factory.conv(channels, out, 1, stride=stride), norm(out))
-        self.alpha = nn.Parameter(torch.zeros(())) if skip_init else None
+        self.alpha = nn.Parameter(torch.empty(())) if skip_init else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The multiplier of the branch at 0; the layers reset themselves."""
+        if self.alpha is not None:
+            nn.init.zeros_(self.alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch(x)
@@ -155,6 +167,10 @@ def wide_network(
         >>> net.num_inputs, net.num_classes
         (2, 10)
     """
+    if relu_parameter is not None and activation == "relu":
+        raise OptionError("relu_parameter is for activation='srelu' or 'prelu'; the ReLU has none")
+    if dirac_init and parametrization is not None:
+        raise OptionError("dirac_init sets the kernels of plain convolutions; leave it out, or parametrization=None")
     if activation not in _SLOPES:
         raise OptionError(f"activation must be one of {', '.join(_SLOPES)}; got {activation!r}")
     if init not in ("activation", "relu"):

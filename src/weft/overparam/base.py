@@ -22,7 +22,7 @@ from weft.errors import FoldError, OptionError, SizeError, nearest_name
 from weft.layers.cache import WeightCache, count_sources
 from weft.layers.foldable import Foldable
 from weft.layers.paths import FEW_ROWS, MANY_ROWS, MOST_ROWS
-from weft.modes import in_transform, is_autocast, is_tracing, plain_arithmetic
+from weft.modes import in_transform, is_tracing, plain_arithmetic, plain_precision
 from weft.overparam.compose import (
     Affine,
     collapse,
@@ -225,8 +225,7 @@ class EPLayer(Foldable):
 
     def _full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast would round every composition; the one product that follows is what it is for."""
-        device = self._kernel(self.layers[0]).device.type
-        return torch.autocast(device, enabled=False) if is_autocast(device) else contextlib.nullcontext()
+        return plain_precision(self._kernel(self.layers[0]).device.type)
 
     @staticmethod
     def _kernel(layer: nn.Module) -> Tensor:
@@ -339,8 +338,9 @@ class EPLayer(Foldable):
         last = self.layers[-1].bias
         if isinstance(last, Tensor) and bias is not None:
             last.copy_(bias)
-        error = torch.linalg.vector_norm((self._collapsed()[0] - weight).double())
-        self.fit_error = float(error / torch.linalg.vector_norm(weight.double()).clamp_min(1e-300))
+        exact = torch.promote_types(weight.dtype, torch.float64)
+        error, size = (torch.linalg.vector_norm(w.to(exact)) for w in (self._collapsed()[0] - weight, weight))
+        self.fit_error = float(error / size.clamp_min(1e-300))
 
     def fold(self) -> nn.Module:
         """The plain layer that computes the same in evaluation.

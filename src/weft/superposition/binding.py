@@ -13,6 +13,7 @@ slots of an input is one map, sum_r M_{rS+s}: fewer inputs cost less, not the sa
 from __future__ import annotations
 
 import abc
+import inspect
 import math
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.errors import OptionError, SizeError, UnknownNameError, nearest_name
+from weft.modes import plain_precision
 
 Path = Literal["auto", "matrix", "fft"]
 #: From this many channels the product through Fourier space is the faster one: `benchmarks/superposition.py`.
@@ -205,7 +207,10 @@ class HRR(Binding):
     @property
     def keys(self) -> Tensor:
         """Keys of the slots, (N, D)."""
-        return _from_phases(self.vectors, self.signs, self.channels) if self.unitary else self.vectors
+        if not self.unitary:
+            return self.vectors
+        with plain_precision(self.vectors.device.type):  # rounded, the magnitudes would not be 1
+            return _from_phases(self.vectors, self.signs, self.channels)
 
     def matrices(self, keys: Tensor) -> Tensor:
         size = self.channels
@@ -214,7 +219,7 @@ class HRR(Binding):
         return turns[:, ((size - 1) // 2 - rows) % size]
 
     def _bind(self, x: Tensor, keys: Tensor) -> Tensor:
-        if self.path == "matrix" or (self.path == "auto" and not self._fourier_pays(x, keys)):
+        if self.path == "matrix" or x.numel() == 0 or (self.path == "auto" and not self._fourier_pays(x, keys)):
             return super()._bind(x, keys)
         size = self.channels
         exact = torch.promote_types(torch.promote_types(x.dtype, keys.dtype), torch.float32)
@@ -224,7 +229,7 @@ class HRR(Binding):
         return y.roll((size - 1) // 2, dims=1).to(x.dtype)
 
     def _fourier_pays(self, x: Tensor, keys: Tensor) -> bool:
-        if self.channels < FFT_CHANNELS or x.is_meta or torch.compiler.is_compiling() or x.numel() == 0:
+        if self.channels < FFT_CHANNELS or x.is_meta or torch.compiler.is_compiling():
             return False
         precise = x.dtype in (torch.float32, torch.float64) and x.dtype == keys.dtype
         return precise and not torch.is_autocast_enabled(x.device.type)
@@ -237,14 +242,15 @@ class HRR(Binding):
         Returns:
             R, a scalar.
         """
-        keys = self.keys
-        norms = keys.norm(dim=1)
-        units = keys / norms[:, None].clamp_min(1e-12)
-        lengths = (norms - 1).square().mean()
-        if self.num_inputs == 1:
-            return lengths
-        overlaps = (units @ units.T).triu(1).square().sum()
-        return overlaps * (2 / (self.num_inputs * (self.num_inputs - 1))) + lengths
+        with plain_precision(self.vectors.device.type):
+            keys = self.keys
+            norms = keys.norm(dim=1)
+            units = keys / norms[:, None].clamp_min(1e-12)
+            lengths = (norms - 1).square().mean()
+            if self.num_inputs == 1:
+                return lengths
+            overlaps = (units @ units.T).triu(1).square().sum()
+            return overlaps * (2 / (self.num_inputs * (self.num_inputs - 1))) + lengths
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", unitary=True" if self.unitary else "")
@@ -297,8 +303,9 @@ class MBAT(Binding):
         if self.init == "kaiming":
             self.vectors.normal_(std=(2 / self.channels) ** 0.5)
         elif not self.vectors.is_meta:
-            for matrix in self.vectors:
-                nn.init.orthogonal_(matrix)
+            for matrix in self.vectors:  # there is no QR decomposition in half precision
+                exact = torch.empty_like(matrix, dtype=torch.promote_types(matrix.dtype, torch.float32))
+                matrix.copy_(nn.init.orthogonal_(exact))
 
     @property
     def keys(self) -> Tensor:
@@ -443,7 +450,8 @@ class Bundle(Binding):
         self.register_buffer("ones", torch.ones(num_inputs, channels), persistent=False)
 
     def reset_parameters(self) -> None:
-        pass
+        """Fill the ones in, which are in no state dict."""
+        self.ones.fill_(1)
 
     @property
     def keys(self) -> Tensor:
@@ -458,6 +466,7 @@ class Bundle(Binding):
         return x[:, 0] if self.num_inputs == 1 else x.sum(1) * copies
 
 
+_OWN_OPTIONS = ("num_inputs", "channels", "trainable")
 BINDINGS: dict[str, type[Binding]] = {"none": Bundle, "hrr": HRR, "mbat": MBAT, "map": MAP, "fhrr": FHRR}
 
 
@@ -478,7 +487,7 @@ def make_binding(name: str, num_inputs: int, channels: int, *, trainable: bool =
         UnknownNameError: there is no such binding.
         OptionError: the binding has no such option.
     """
-    if name not in BINDINGS:
+    if name not in BINDINGS:  # of a class of one's own give the module itself
         raise UnknownNameError(
             f"binding must be one of {', '.join(BINDINGS)}; got {name!r}{nearest_name(name, BINDINGS)}"
         )
@@ -486,7 +495,16 @@ def make_binding(name: str, num_inputs: int, channels: int, *, trainable: bool =
         keys = {} if name == "none" else {"trainable": trainable}
         return BINDINGS[name](num_inputs, channels, **keys, **options)
     except TypeError as error:
-        raise OptionError(f"binding {name!r}: {error}") from None
+        if not options:
+            raise
+        known = [each for each in inspect.signature(BINDINGS[name]).parameters if each not in _OWN_OPTIONS]
+        wrong = next((each for each in options if each not in known), None)
+        if wrong is None:
+            raise OptionError(f"binding_options: {error}") from None
+        raise OptionError(
+            f"binding_options has {wrong!r}, the options of binding {name!r} are {', '.join(known) or 'none'}"
+            f"{nearest_name(wrong, known)}"
+        ) from None
 
 
 def check_num_superposed(num_superposed: int, num_inputs: int) -> int:

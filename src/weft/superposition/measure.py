@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weft.errors import OptionError
+from weft.superposition.binding import check_num_superposed
 from weft.superposition.mimo import MIMO
 
 
@@ -66,7 +67,7 @@ def regrouping_spread(
         raise OptionError(f"groupings must be at least 2, got {groupings}")
     if net.training:
         raise OptionError("net is in training mode, where answers depend on the whole batch; call net.eval() first")
-    together = net.num_superposed if num_superposed is None else num_superposed
+    together = net.num_superposed if num_superposed is None else check_num_superposed(num_superposed, net.num_inputs)
     size = max(batch_size // together, 1) * together
     generator = torch.Generator().manual_seed(seed)
     all_probabilities = []

@@ -26,17 +26,21 @@ class MIMO(nn.Module):
         y_i = \mathrm{head}\bigl(\mathrm{act}(U_i u + c_i)\bigr)
 
     Consecutive inputs of a batch share a superposition. With S < N (dynamic mode), every input takes N / S slots, and
-    the answers of its slots are averaged: slower, and more accurate. Batch norms of trunk and head keep the running
-    statistics of every S apart. A batch that is not a multiple of S is filled up with inputs from its beginning, whose
-    second answers are dropped. The answer to an input depends on the inputs beside it: `regrouping_spread` says how
-    much.
+    the answers of its slots are averaged: slower, and more accurate. A batch that is not a multiple of S is filled up
+    with inputs from its beginning, whose second answers are dropped. The answer to an input depends on the inputs
+    beside it: `regrouping_spread` says how much.
+
+    Batch norms of trunk and head are replaced by ones that keep the running statistics of every S apart. Which are in
+    use is chosen by the call, and stays: with activation checkpointing go back through one S before the forward of the
+    next. ``nn.SyncBatchNorm.convert_sync_batchnorm`` knows no such norms, so leave it out.
 
     Args:
         stem: (B, ...) to (B, D, \*), run for every input.
         trunk: (G, D, \*) to (G, F) or (G, F, \*), run for every superposition.
         head: (B, F) or (B, F, \*) to the answers, run for every input.
         num_inputs: N, at least 1; 1 without binding is the plain network, to the bit.
-        binding: "hrr", "mbat", "map", "fhrr" or "none", or a ``Binding`` for N inputs.
+        binding: "hrr", "mbat", "map", "fhrr" or "none", or a ``Binding`` for N inputs. What is made by name has device
+            and type of the trunk.
         trainable_keys: whether the keys are learned.
         channels: D; None asks a dry run of the stem.
         features: F; None asks a dry run of the trunk.
@@ -83,14 +87,17 @@ class MIMO(nn.Module):
         binding_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if num_inputs < 1:
-            raise OptionError(f"num_inputs must be at least 1, got {num_inputs}")
+        if not isinstance(num_inputs, int) or num_inputs < 1:
+            raise OptionError(f"num_inputs must be at least 1, a whole number; got {num_inputs}")
+        if not isinstance(binding, str | Binding):
+            raise OptionError(f"binding must be a name or a weft.superposition.Binding, got {type(binding).__name__}")
         if channel_dim not in (1, -1):
             raise OptionError(f"channel_dim must be 1, or -1 for features that stand last, got {channel_dim}")
         if channels is None or features is None:
             channels, features = _dry_run(stem, trunk, channel_dim, example, channels, features)
         if isinstance(binding, str):
             binding = make_binding(binding, num_inputs, channels, trainable=trainable_keys, **(binding_options or {}))
+            binding.to(**_place(trunk, stem))
         elif (binding.num_inputs, binding.channels) != (num_inputs, channels):
             raise SizeError(
                 f"binding is for {binding.num_inputs} inputs of {binding.channels} channels, the network has "
@@ -101,7 +108,9 @@ class MIMO(nn.Module):
         self.stem, self.binding = stem, binding
         self.trunk = make_switchable(trunk, self.capacities) if num_inputs > 1 else trunk
         plain = num_inputs == 1 and type(binding).__name__ == "Bundle"
-        self.unbinding = None if plain else Unbinding(num_inputs, features, activation=activation)
+        self.unbinding = (
+            None if plain else Unbinding(num_inputs, features, activation=activation, **_place(trunk, stem))
+        )
         self.head = make_switchable(head, self.capacities) if num_inputs > 1 else head
         self._num_superposed = num_inputs
 
@@ -113,6 +122,13 @@ class MIMO(nn.Module):
     @num_superposed.setter
     def num_superposed(self, value: int) -> None:
         self._num_superposed = check_num_superposed(value, self.num_inputs)
+        self._switch(value)
+
+    def _switch(self, num_superposed: int) -> None:
+        """Choose the statistics of trunk and head."""
+        if self.num_inputs > 1:
+            switch(self.trunk, num_superposed)
+            switch(self.head, num_superposed)
 
     def forward(self, x: Tensor, num_superposed: int | None = None) -> Tensor:
         """The answers.
@@ -133,8 +149,7 @@ class MIMO(nn.Module):
         z = self.stem(x)
         if self.unbinding is None:
             return self.head(self.trunk(z))
-        switch(self.trunk, inputs)
-        switch(self.head, inputs)
+        self._switch(inputs)
         if missing := -x.shape[0] % inputs:
             # not zeros, which the trunk has never seen
             z = torch.cat([z, z[torch.arange(missing, device=z.device) % x.shape[0]]])
@@ -152,7 +167,8 @@ class MIMO(nn.Module):
         Returns:
             those that an evaluation should not use yet.
         """
-        return uncalibrated(self, capacities or self.capacities)
+        wanted = [check_num_superposed(s, self.num_inputs) for s in capacities]
+        return uncalibrated(self, wanted or self.capacities)
 
     def extra_repr(self) -> str:
         return f"num_inputs={self.num_inputs}, num_superposed={self.num_superposed}"
@@ -173,7 +189,7 @@ def _dry_run(
     features: int | None,
 ) -> tuple[int, int]:
     """D and F, from copies in evaluation mode: nothing of the modules changes."""
-    x = _probe(stem) if example is None else example
+    x = _probe(stem, channel_dim) if example is None else example
     try:
         with torch.no_grad():
             z = copy.deepcopy(stem).eval()(x)
@@ -186,13 +202,22 @@ def _dry_run(
     return channels or z.shape[channel_dim], features or u.shape[channel_dim]
 
 
-def _probe(stem: nn.Module) -> Tensor:
+def _place(*modules: nn.Module) -> dict[str, Any]:
+    """Device and type of the first parameter of floating point."""
+    for parameter in itertools.chain.from_iterable(module.parameters() for module in modules):
+        if parameter.is_floating_point():
+            return {"device": parameter.device, "dtype": parameter.dtype}
+    return {}
+
+
+def _probe(stem: nn.Module, channel_dim: int) -> Tensor:
     for module in stem.modules():
         for kind, sides in _PROBES.items():
             if isinstance(module, kind) or type(module).__name__.endswith(kind.__name__):
                 return _random(module, (2, module.in_channels, *sides))  # type: ignore[arg-type]
         if hasattr(module, "in_features"):
-            return _random(module, (2, module.in_features))  # type: ignore[arg-type]
+            tokens = (8,) if channel_dim == -1 else ()
+            return _random(module, (2, *tokens, module.in_features))  # type: ignore[arg-type]
     raise OptionError(
         "the stem has no convolution or linear layer to learn the shape of an input from; give channels= and "
         "features=, or a batch of inputs as example="

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import weft.layers
 from weft.errors import OptionError
+from weft.modes import plain_precision
 
 _CONVOLUTIONS = (nn.Conv2d, weft.layers.Conv2d)
 
@@ -20,9 +21,10 @@ def isometry_penalty(module: nn.Module) -> Tensor:
     .. math:: R = \sum_l \tfrac12 \bigl\lVert W_l \star W_l - T \bigr\rVert_F^2
 
     For a weight of shape (O, I, k, k), with the first two axes swapped where I < O (so that the smaller one comes
-    first), :math:`W \star W` is the convolution of W with itself, padding k - 1, at the stride of the layer; T is the
-    identity at its central tap and 0 elsewhere. R is 0 exactly where the layer keeps inner products (or its transpose
-    does). Groups count as separate convolutions. The sum over the layers is taken in float64.
+    first), :math:`W \star W` is the convolution of W with itself at the stride of the layer, over all shifts by
+    multiples of the stride; T is the identity at the tap of no shift and 0 elsewhere. At stride 1, R is 0 exactly where
+    the layer keeps inner products, or its transpose does; at a larger stride where its transpose does, if I >= O.
+    Groups count as separate convolutions. Taken in fp32 at least, also under autocast, and summed in float64.
 
     Args:
         module: all ``Conv2d`` in it count, of torch and of Weft; give the trunk of a network.
@@ -60,13 +62,13 @@ def _deviation(layer: Any) -> Tensor:
             f"the isometry penalty knows no dilated convolution with a stride; got dilation={dilation}, stride={stride}"
         )
     total = weight.new_zeros((), dtype=torch.float64)
-    for part in weight.chunk(layer.groups):
-        w = part.transpose(0, 1) if part.shape[1] < part.shape[0] else part
-        padding = [side - 1 for side in w.shape[2:]]
-        gram = F.conv2d(w, w, padding=padding, stride=stride)
-        target = torch.zeros_like(gram)
-        # the tap of no shift; where k - 1 is no multiple of the stride there is none, and the nearest is taken
-        centre = [pad // step for pad, step in zip(padding, stride, strict=True)]
-        target[:, :, centre[0], centre[1]] = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-        total = total + (gram - target).square().sum(dtype=torch.float64)
+    with plain_precision(weight.device.type):  # near an isometry R is a small difference of large numbers
+        for part in weight.to(torch.promote_types(weight.dtype, torch.float32)).chunk(layer.groups):
+            w = part.transpose(0, 1) if part.shape[1] < part.shape[0] else part
+            centre = [(side - 1) // step for side, step in zip(w.shape[2:], stride, strict=True)]
+            padding = [shifts * step for shifts, step in zip(centre, stride, strict=True)]
+            gram = F.conv2d(w, w, padding=padding, stride=stride)
+            target = torch.zeros_like(gram)
+            target[:, :, centre[0], centre[1]] = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+            total = total + (gram - target).square().sum(dtype=torch.float64)
     return total

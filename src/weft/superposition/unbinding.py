@@ -72,7 +72,7 @@ class Unbinding(nn.Module):
         Returns:
             (B, S, F, \*).
         """
-        inputs = check_num_superposed(num_superposed or self.num_inputs, self.num_inputs)
+        inputs = check_num_superposed(self.num_inputs if num_superposed is None else num_superposed, self.num_inputs)
         space = u.shape[2:]
         if space:
             flat = F.conv1d(u.flatten(2), self.weight[:, :, None], self.bias)

@@ -11,6 +11,8 @@ from weft.errors import ConversionError, OptionError, WeftError, nearest_name
 from weft.layers import Foldable
 from weft.layers.foldable import carry_hooks
 from weft.overparam import EPConv1d, EPConv2d, EPConv3d, EPLayer, EPLinear
+from weft.superposition import MIMO
+from weft.superposition.statistics import make_switchable
 from weft.surgery.convert import ConversionReport, Converted, obstacle, owners_of_parameters
 from weft.surgery.walk import copy_with
 
@@ -134,7 +136,16 @@ def overparameterize(
         reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in skipped.items())
         raise ConversionError(f"overparameterize found no layer that it could replace: {reasons or 'no layers'}")
     new = copy_with(model, replacements)
+    _switch_norms(new)
     return (new, ConversionReport(tuple(converted), skipped)) if return_report else new
+
+
+def _switch_norms(model: nn.Module) -> None:
+    """The new batch norms of superposed networks keep statistics as their own do."""
+    for module in model.modules():
+        if isinstance(module, MIMO) and module.num_inputs > 1:
+            module.trunk = make_switchable(module.trunk, module.capacities)
+            module.head = make_switchable(module.head, module.capacities)
 
 
 def _reason(module: nn.Module, which: str, owners: dict[int, list[str]]) -> str | None:

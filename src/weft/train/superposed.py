@@ -108,7 +108,6 @@ class SuperposedClassifier(Classifier):
         for stage, together in (("val", self.trained), ("test", self.evaluated)):
             self.means.update({f"{stage}_acc_S{s}": MeanMetric(nan_strategy="disable") for s in together})
         self._filter = _GradientFilter(gradient_filter)
-        self._isometry: list[tuple[nn.Parameter, Tensor]] = []
         self._statistics: list[Tensor] = []
 
     @property
@@ -129,7 +128,8 @@ class SuperposedClassifier(Classifier):
             cross-entropy plus the penalty on the keys; the isometry penalty joins as a gradient.
         """
         options: Any = self.hparams
-        self._statistics = [buffer.clone() for buffer in self._norm_buffers()] if self._filter.on else []
+        if self._filter.on and not self._statistics:  # of the first of the batches that gradients are summed over
+            self._statistics = [buffer.clone() for buffer in self._norm_buffers()]
         at_capacity = options.sup_frequency >= 1 or float(torch.rand(())) < options.sup_frequency
         self.net.num_superposed = self.net.num_inputs if at_capacity else self.sup_low
         try:
@@ -141,13 +141,12 @@ class SuperposedClassifier(Classifier):
             self._log_epoch("Binding_Regularization", penalty.detach())
             if penalty.requires_grad:
                 loss = loss + options.binding_regularization * penalty
-        if options.orthogonal_regularization > 0:
-            self._isometry = self._isometry_gradients(options.orthogonal_regularization)
         return loss
 
     def _isometry_gradients(self, weight: float) -> list[tuple[nn.Parameter, Tensor]]:
         """The gradient of the isometry penalty apart from the rest: its norm is worth a look, and it needs no batch."""
-        penalty = isometry_penalty(self.net.trunk)
+        with torch.enable_grad():
+            penalty = isometry_penalty(self.net.trunk)
         self._log_epoch("Isometry_Regularization", penalty.detach().float())
         parameters = [each for each in self.net.trunk.parameters() if each.requires_grad]
         if not penalty.requires_grad:
@@ -163,12 +162,13 @@ class SuperposedClassifier(Classifier):
         Args:
             optimizer: whose step follows.
         """
-        for parameter, gradient in self._isometry:
+        weight = self.hparams["orthogonal_regularization"]
+        for parameter, gradient in self._isometry_gradients(weight) if weight > 0 else ():
             if parameter.grad is None:
                 parameter.grad = gradient
             else:
                 parameter.grad.add_(gradient)
-        self._isometry = []
+        statistics, self._statistics = self._statistics, []
         parameters = [each for each in self.parameters() if each.grad is not None]
         norm = _limit_norm([cast(Tensor, each.grad) for each in parameters])
         self._log_epoch("GradientNonfiniteFraction", (~norm.isfinite()).float())
@@ -180,7 +180,7 @@ class SuperposedClassifier(Classifier):
         if not accepted:
             for each in parameters:
                 each.grad = None  # optimizers pass over parameters without a gradient
-            for buffer, before in zip(self._norm_buffers(), self._statistics, strict=True):
+            for buffer, before in zip(self._norm_buffers(), statistics, strict=True):
                 buffer.copy_(before)
 
     def on_train_epoch_end(self) -> None:
