@@ -251,6 +251,9 @@ def test_complex_weights_keep_their_function():
     x = torch.randn(3, 7, dtype=torch.complex128)
     for made in (weft.overparameterize(layer, depth=3, width=2), weft.convert(layer, "chain", depth=3, width=2)):
         torch.testing.assert_close(made(x), layer(x), rtol=1e-10, atol=1e-10)
+    small = weft.convert(layer, "low_rank", rank=2)
+    want = torch.linalg.svdvals(layer.weight.detach())
+    assert small.fit_error == pytest.approx(float(want[2:].norm() / want.norm()))  # Eckart and Young
 
 
 @pytest.mark.parametrize("out", [12, 29, 100, 49])

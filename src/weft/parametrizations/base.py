@@ -344,8 +344,9 @@ def relative_error(matrix: Tensor, target: Tensor, gram: Tensor | None = None) -
     """
 
     def square(w: Tensor) -> float:
-        w = w.detach().double()
-        return float((w * (w @ gram.double() if gram is not None else w)).sum().clamp(min=0))
+        w = w.detach().to(torch.promote_types(w.dtype, torch.float64))
+        weighed = w if gram is None else w @ gram.to(torch.promote_types(gram.dtype, w.dtype))
+        return float((w.conj() * weighed).sum().real.clamp(min=0))
 
     error, size = square(matrix - target), square(target)
     return math.sqrt(error / size) if size > 0 else (0.0 if error == 0 else math.inf)

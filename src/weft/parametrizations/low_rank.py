@@ -41,11 +41,12 @@ def nearest_low_rank(target: Tensor, rank: int, gram: Tensor | None = None) -> t
         u, s, vh = torch.linalg.svd(target, full_matrices=False)
         root = s[:rank].sqrt()
         return u[:, :rank] * root, root[:, None] * vh[:rank]
-    values, vectors = torch.linalg.eigh(gram.double())
+    exact = torch.promote_types(target.dtype, torch.float64)
+    values, vectors = torch.linalg.eigh(gram.to(exact))
     ridge = values.abs().max().clamp(min=torch.finfo(torch.float64).tiny) * 1e-12
     root = (values.clamp(min=0) + ridge).sqrt()
-    u, s, vh = torch.linalg.svd((target.double() @ vectors) * root, full_matrices=False)
-    left, right = u[:, :rank], (s[:rank, None] * vh[:rank] / root) @ vectors.T
+    u, s, vh = torch.linalg.svd((target.to(exact) @ vectors) * root, full_matrices=False)
+    left, right = u[:, :rank], (s[:rank, None] * vh[:rank] / root) @ vectors.mH
     return left.to(target.dtype), right.to(target.dtype)
 
 
