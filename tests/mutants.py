@@ -451,7 +451,7 @@ FAULTS = [
     Fault(CACHE, "or source.data_ptr() != address\n", "\n", "p.data = new"),
     Fault(CACHE, "names.get(name) is not source\n                        or", "", "replaced parameters"),
     Fault(CACHE, "if names.get(name) is not child:", "if False:", "replaced parts of a nested parametrization"),
-    Fault(CACHE, "and cast is autocast", "", "autocast switched on or off"),
+    Fault(CACHE, "and kept_as is autocast", "", "autocast switched on or off"),
     Fault(CACHE, "and _version(built) == version", "", "edits of the returned weight"),
     Fault(CACHE, "or (grad and source.requires_grad)\n", "\n", "gradients asked for later"),
     Fault(CACHE, "if grad and source.requires_grad:", "if False:", "no gradients in evaluation mode"),
@@ -667,7 +667,7 @@ FAULTS = [
         "superposition/statistics.py", "each.momentum, each.training = None, True", "each.training = True", "last batch"
     ),
     Fault("superposition/regularization.py", "part.shape[1] < part.shape[0]", "part.shape[1] > part.shape[0]", "axes"),
-    Fault("superposition/regularization.py", "pad // step", "pad", "central tap with a stride"),
+    Fault("superposition/regularization.py", "shifts * step for", "shifts for", "shifts of no stride"),
     Fault("models/wide_resnet.py", "stride = 2 if index > 0", "stride = 2 if index > 1", "one stage is not halved"),
     Fault(
         "train/superposed.py",
