@@ -224,3 +224,19 @@ def test_fold_inside_a_transform_is_refused(kind):
         vmap(folded)(*stack_module_state(layers))
     with pytest.raises(FoldError, match="before the transform"):
         grad(lambda x: layers[0].fold()(x).sum())(x)
+
+
+@pytest.mark.parametrize(
+    "plain", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1), nn.ConvTranspose1d(8, 8, 1), nn.Embedding(8, 8)]
+)
+def test_arguments_have_torchs_names(plain):
+    x = {nn.Conv2d: torch.randn(2, 8, 1, 1), nn.ConvTranspose1d: torch.randn(2, 8, 1), nn.Embedding: torch.arange(8)}
+    x = x.get(type(plain), torch.randn(2, 8))
+    layer = weft.convert(plain, "dense")
+    torch.testing.assert_close(layer(input=x), plain(input=x))
+
+
+def test_over_parametrised_layers_take_torchs_names_too():
+    x = torch.randn(2, 8)
+    layer = weft.EPLinear(8, 8)
+    torch.testing.assert_close(layer(input=x), layer(x))

@@ -84,7 +84,7 @@ def test_batch_norm_compiles_exports_and_traces(norm):
     want = evaluate(layer, x)
     torch.testing.assert_close(evaluate(compiled, x), want)
     torch.compiler.reset()
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    program = torch.export.export(layer, (x,), dynamic_shapes={"input": {0: torch.export.Dim.DYNAMIC}})
     torch.testing.assert_close(program.module()(x), layer(x))
     torch.testing.assert_close(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x), layer(x))
 

@@ -234,26 +234,26 @@ class EPLayer(Foldable):
 
     # ------------------------------------------------------------------ running
 
-    def forward(self, x: Tensor, expanded: bool = False) -> Tensor:
+    def forward(self, input: Tensor, expanded: bool = False) -> Tensor:
         """Apply the layer.
 
         Args:
-            x: as the plain layer's.
+            input: as the plain layer's.
             expanded: whether the sub-layers must run one by one, whatever is cheaper; the result is the same.
 
         Returns:
             as the plain layer's.
         """
         if expanded or (self.training and len(self.norms)):
-            return self._expanded(x)
+            return self._expanded(input)
         cached = self._cached()
         if cached is not None:
-            return self._run(x, *cached)
-        if not self._collapses(x):
-            return self._expanded(x)
+            return self._run(input, *cached)
+        if not self._collapses(input):
+            return self._expanded(input)
         if self.norm is not None and self.training:
-            return self._normalised(self._run(x, *self._composed()), self.norm)
-        return self._run(x, *self._collapsed())
+            return self._normalised(self._run(input, *self._composed()), self.norm)
+        return self._run(input, *self._collapsed())
 
     def _collapses(self, x: Tensor) -> bool:
         """Whether to put the layer together in this call."""

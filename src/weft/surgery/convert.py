@@ -29,7 +29,6 @@ from weft.layers import (
     MultiheadAttention,
 )
 from weft.layers.composite import parametrizations_of
-from weft.layers.foldable import carry_hooks
 from weft.parametrizations import check_options
 from weft.surgery.tables import format_table
 from weft.surgery.walk import copy_with
@@ -196,7 +195,6 @@ def convert(
             if isinstance(module, Foldable):
                 done.update(module.modules())
             continue
-        carry_hooks(module, layer)
         replacements[module] = layer
         done.update(module.modules())
         weights = parametrizations_of(layer)
@@ -243,6 +241,8 @@ def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
         return "it is a Weft layer already; fold the model first to convert it anew"
     if type(module) not in _REPLACEMENTS:
         return f"{type(module).__name__} is a subclass of a plain layer and may compute something else"
+    if "forward" in module.__dict__:
+        return "it has a forward of its own (module.forward was assigned) and may compute something else"
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters()):
         return "it is lazy and has no weight yet; run the model once first"
     try:

@@ -8,7 +8,6 @@ from torch import nn
 
 from weft.errors import FoldError
 from weft.layers.composite import weft_modules
-from weft.layers.foldable import carry_hooks
 from weft.surgery.walk import call, copy_with, evaluation, relative_difference
 
 
@@ -43,7 +42,6 @@ def fold(model: nn.Module, check: Any = None, rtol: float = 1e-4) -> nn.Module:
         if next(weft_modules(folded), None) is not None:  # in the target of a hypernetwork
             folded = fold(folded)
         replacements[module] = folded
-        carry_hooks(module, replacements[module])
     plain = copy_with(model, replacements)
     if check is not None:
         with evaluation(model, plain):

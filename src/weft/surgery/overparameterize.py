@@ -9,7 +9,6 @@ from torch import nn
 
 from weft.errors import ConversionError, OptionError, WeftError, nearest_name
 from weft.layers import Foldable
-from weft.layers.foldable import carry_hooks
 from weft.overparam import EPConv1d, EPConv2d, EPConv3d, EPLayer, EPLinear
 from weft.surgery.convert import ConversionReport, Converted, obstacle, owners_of_parameters
 from weft.surgery.walk import copy_with
@@ -125,7 +124,6 @@ def overparameterize(
         if reason is not None:
             skipped[names[0]] = reason
             continue
-        carry_hooks(module, layer)
         replacements[module] = layer
         stored = sum(factor.numel() for factor in layer.factors())
         share = stored / layer.effective_size[0]
