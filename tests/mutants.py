@@ -74,6 +74,11 @@ def interop(words: str) -> tuple[str, ...]:
     return ("tests/test_interop.py", "-k", words)
 
 
+EVERY, REFINE = (
+    ("tests/parametrizations/test_every_family.py", "-k", "learn"),
+    ("tests/parametrizations/test_refine.py",),
+)
+PLAIN, EP_PROTOCOL = (f"{LAYERS}/test_plain.py",), ("tests/overparam/test_protocol.py",)
 WALK, ATTENTION = ("tests/surgery/test_walk.py",), (f"{LAYERS}/test_attention.py",)
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
 HODLR = "parametrizations/hodlr.py"
@@ -780,6 +785,34 @@ FAULTS = [
         "a norm's second place has other statistics",
         ROWS,
     ),
+    Fault(RANK, "left.masked_fill(zero.unsqueeze(-2), 0)", "left", "what is revived changes the matrix", EVERY),
+    Fault(RANK, "if not zero.any():", "if True:", "zero terms have no gradients", EVERY),
+    Fault(
+        "parametrizations/monarch.py", "revived(u, v, negligible(target))", "(u, v)", "zero parts never learn", EVERY
+    ),
+    Fault(
+        "parametrizations/chain.py",
+        "int((s > negligible(target)).sum())",
+        "len(s)",
+        "zero directions never learn",
+        EVERY,
+    ),
+    Fault(
+        "parametrizations/psm.py", "self.values[: self.counts[0]] = 0", "self.values.zero_()", "zero stays zero", EVERY
+    ),
+    Fault(
+        "parametrizations/hierarchical.py",
+        "            self._clear_left()",
+        "            self.values.zero_()",
+        "zero blocks never learn",
+        EVERY,
+    ),
+    Fault("overparam/factor.py", "torch.where(alive, root, 1)", "root", "zero directions in the middle", EP_PROTOCOL),
+    Fault(
+        "layers/base.py", "_move(self.parametrization, weight)", "pass", "assigned states leave buffers behind", PLAIN
+    ),
+    Fault("layers/base.py", "_move(fitted, weight)", "pass", "assigned states of mixed dtype", PLAIN),
+    Fault("parametrizations/refine.py", "wide.to(target.dtype)", "pass", "half precision is refined as it is", REFINE),
     Fault(
         "hypernet/slots.py",
         "for p, group in chosen.items() if p.numel()}",

@@ -240,3 +240,28 @@ def test_over_parametrised_layers_take_torchs_names_too():
     x = torch.randn(2, 8)
     layer = weft.EPLinear(8, 8)
     torch.testing.assert_close(layer(input=x), layer(x))
+
+
+@pytest.mark.parametrize("family", ["low_rank", "monarch", "hedlr", "psm", "kronecker"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_assigned_checkpoints_of_plain_layers_bring_device_and_dtype(family, device, dtype):
+    size = {"algebra": "quaternion"} if family == "kronecker" else {"share": 0.9}
+    layer = weft.Linear(8, 8, parametrization=family, **size, device=device)
+    plain = nn.Linear(8, 8, dtype=dtype)
+    with pytest.warns(UserWarning, match="was fitted"):
+        layer.load_state_dict(plain.state_dict(), assign=True)
+    x = torch.randn(2, 8, dtype=dtype)
+    assert {p.dtype for p in layer.parameters()} == {dtype} and layer.explain(x).path
+    assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} == {"cpu"}
+    weight = layer.weight.detach().double()
+    error = float((weight - plain.weight.detach()).norm() / plain.weight.detach().double().norm())
+    assert error == pytest.approx(layer.fit_error, rel=0.02) and error < 1
+    assert layer(x).dtype == dtype
+
+
+def test_assigned_checkpoints_that_do_not_fit_change_nothing():
+    layer = weft.Linear(8, 8, parametrization="low_rank", rank=2, device="meta")
+    with pytest.raises(RuntimeError, match="must have the shape"):
+        layer.load_state_dict(nn.Linear(6, 8).state_dict(), assign=True)
+    assert layer.parametrization.left.is_meta

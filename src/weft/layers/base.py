@@ -386,7 +386,9 @@ class Layer(Foldable):
         if weight is not None and not any(key.startswith(inner) for key in state_dict):
             # A checkpoint of the plain layer: fit a copy, and load that instead, so that a failure changes nothing.
             del state_dict[prefix + "weight"]
-            fitted = copy.deepcopy(self.parametrization)
+            fitted, assigns = copy.deepcopy(self.parametrization), local_metadata.get("assign_to_params_buffers")
+            if assigns:  # what is assigned has the device and dtype of the checkpoint
+                _move(fitted, weight)
             try:
                 wanted = self._to_weight(torch.empty(fitted.shape, device="meta")).shape
                 if weight.shape != wanted:
@@ -403,6 +405,9 @@ class Layer(Foldable):
                     f"relative error {error:.3g}",
                     stacklevel=2,
                 )
+                if assigns:  # buffers that no state holds come along
+                    _move(self.parametrization, weight)
+                    self._replan()
                 self.parametrization.fit_error = error
                 state_dict.update(fitted.state_dict(prefix=inner))
         super()._load_from_state_dict(
@@ -418,6 +423,14 @@ _READ_ONLY = (
     "layer.weight is computed from layer.parametrization and cannot be assigned or deleted; to set it use "
     "layer.parametrization.fit_(matrix), to draw it anew layer.reset_parameters(), for a plain layer layer.fold()"
 )
+
+
+def _move(parametrization: Parametrization, like: Tensor) -> None:
+    """Bring a parametrization to the device and dtype of a tensor, from the meta device too."""
+    if any(parameter.is_meta for parameter in parametrization.parameters()):
+        parametrization.to_empty(device=like.device).to(like.dtype).reset_parameters()
+    else:
+        parametrization.to(like.device, like.dtype)
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
