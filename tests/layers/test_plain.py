@@ -254,6 +254,7 @@ def test_assigned_checkpoints_of_plain_layers_bring_device_and_dtype(family, dev
     x = torch.randn(2, 8, dtype=dtype)
     assert {p.dtype for p in layer.parameters()} == {dtype} and layer.explain(x).path
     assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} == {"cpu"}
+    assert {t.dtype for t in layer.buffers() if t.is_floating_point()} <= {dtype}
     weight = layer.weight.detach().double()
     error = float((weight - plain.weight.detach()).norm() / plain.weight.detach().double().norm())
     assert error == pytest.approx(layer.fit_error, rel=0.02) and error < 1
