@@ -144,3 +144,11 @@ def test_a_forward_of_its_own_is_not_replaced():
     torch.testing.assert_close(converted(x), model(x))
     with pytest.raises(ConversionError, match="forward of its own"):
         weft.overparameterize(model[0])
+
+
+def test_a_shared_bias_is_not_untied() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].bias = model[1].bias
+    converted, report = weft.convert(model, "low_rank", rank=2, return_report=True)
+    assert "its bias is shared by several modules (0, 1)" in report.skipped["0"] and len(report.skipped) == 2
+    assert converted[0].bias is converted[1].bias

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import copy
 import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -320,6 +321,11 @@ class Layer(Foldable):
             if self.bias is not None:
                 plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return plain.train(self.training)
+
+    def _origins(self) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+        yield "weight", tuple(self.parametrization.parameters())
+        if self.bias is not None:
+            yield "bias", (self.bias,)
 
     # ------------------------------------------------------------------ nn.Module, with the cache kept right
 

@@ -109,6 +109,11 @@ class Composite(Foldable):
             values.append(holder._effective_weight() if child and name == "weight" else getattr(holder, name))
         return None if values[0] is None else values[0] if len(values) == 1 else torch.cat(values)
 
+    def _origins(self) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+        for name, places in self._plain_parameters().items():
+            if self._plain_value(places) is not None:
+                yield name, tuple(self._sources(places))
+
     def _sources(self, places: list[tuple[str, str]]) -> Iterator[nn.Parameter]:
         """The parameters that a plain module's parameter is made of."""
         for child, name in places:

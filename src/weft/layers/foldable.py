@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,10 @@ class Foldable(nn.Module, abc.ABC):
     @abc.abstractmethod
     def fold(self) -> nn.Module:
         """A plain module of torch.nn that computes the same function."""
+
+    def _origins(self) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+        """Names of the plain module's parameters, and the parameters here that each is made of, where that is known."""
+        return iter(())
 
     @abc.abstractmethod
     def clear_cache(self) -> None:

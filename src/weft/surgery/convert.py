@@ -251,12 +251,12 @@ def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
         return str(error)
     if {name for name, _ in module.named_parameters()} != {name for name, _ in plain.named_parameters()}:
         return "its weight is already re-parametrised (weight norm, pruning or another); remove that first"
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.is_meta:
             return "its weight is on the meta device, so there are no values to fit"
         sharing = owners[id(parameter)]
-        if parameter.dim() > 1 and len(sharing) > 1:
-            return f"its weight is shared by several modules ({', '.join(sharing)}), and replacing one would untie them"
+        if len(sharing) > 1:
+            return f"its {name} is shared by several modules ({', '.join(sharing)}), and replacing one would untie them"
     return None
 
 
