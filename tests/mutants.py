@@ -74,8 +74,9 @@ def interop(words: str) -> tuple[str, ...]:
     return ("tests/test_interop.py", "-k", words)
 
 
+NAMES = ("tests/parametrizations/test_registry.py",)
 EVERY, REFINE = (
-    ("tests/parametrizations/test_every_family.py", "-k", "learn"),
+    ("tests/parametrizations/test_every_family.py", "-k", "learn or weighs"),
     ("tests/parametrizations/test_refine.py",),
 )
 PLAIN, EP_PROTOCOL = (f"{LAYERS}/test_plain.py",), ("tests/overparam/test_protocol.py",)
@@ -813,6 +814,37 @@ FAULTS = [
     ),
     Fault("layers/base.py", "_move(fitted, weight)", "pass", "assigned states of mixed dtype", PLAIN),
     Fault("parametrizations/refine.py", "wide.to(target.dtype)", "pass", "half precision is refined as it is", REFINE),
+    Fault(
+        "surgery/summary.py",
+        "if p in seen)\n            dense += size",
+        "if False)\n            dense += size",
+        "shared counts twice",
+    ),
+    Fault("surgery/summary.py", "- _dense_again(ours[module], size, seen)", "", "shared dense weights count twice"),
+    Fault("surgery/summary.py", "macs.get(module.out_proj, 0) + count", "0", "the output projection costs nothing"),
+    Fault(
+        "surgery/summary.py",
+        "x.data if isinstance(x, PackedSequence) else x",
+        "x[0]",
+        "packed sequences are not counted",
+    ),
+    Fault("surgery/fold.py", "    _tie(replacements)", "", "ties are lost in folding"),
+    Fault(
+        "surgery/convert.py",
+        "if where is not None and not callable(where):",
+        "if False:",
+        "names called as functions",
+        NAMES,
+    ),
+    Fault("parametrizations/registry.py", "isinstance(value, Integral)", "isinstance(value, Real)", "rank 2.7", NAMES),
+    Fault("parametrizations/registry.py", "if option in given]", "if False]", "given options are passed twice", NAMES),
+    Fault(
+        "parametrizations/base.py",
+        "gram is not None and gram.any() else None",
+        "gram is not None else None",
+        "zero Gram",
+        EVERY,
+    ),
     Fault(
         "hypernet/slots.py",
         "for p, group in chosen.items() if p.numel()}",

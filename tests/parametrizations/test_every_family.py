@@ -110,3 +110,10 @@ def test_rank_beyond_that_of_the_target_learns_too(make):
     last = member.left if hasattr(member, "left") else member.last
     (slope,) = torch.autograd.grad((member.dense() - wanted).square().sum(), last)
     assert (slope.abs() > 1e-6).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_a_gram_matrix_of_zeros_weighs_nothing(case):
+    target, member = torch.randn(16, 12).double(), case.member((16, 12))
+    assert member.fit_(target, torch.zeros(12, 12)) == 0
+    assert member.dense().isfinite().all()

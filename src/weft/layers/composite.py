@@ -151,6 +151,8 @@ class Composite(Foldable):
         """
         if type(module) is not cls.torch_class:
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
+        if isinstance(family, str):
+            check_options(family, options, given=("device", "dtype"))
         plain: dict[str, Tensor] = dict(module.named_parameters())
         like = next(iter(plain.values()))
         make_member = cls._maker(family, like.device, like.dtype, options)

@@ -272,7 +272,7 @@ class Parametrization(nn.Module, abc.ABC):
         target = target.detach().to(device, work)
         gram = None if gram is None else gram.detach().to(device, work)
         with torch.autocast(device.type, enabled=False):
-            self._fit(target, gram)
+            self._fit(target, gram if gram is not None and gram.any() else None)  # all zero, it prefers no member
             self.fit_error = relative_error(self.dense().to(work), target, gram)
         return self.fit_error
 

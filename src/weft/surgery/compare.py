@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weft.errors import BudgetError, FitError, SizeError, WeftError
-from weft.parametrizations import Parametrization, families, make
+from weft.parametrizations import Parametrization, check_options, families, make
 from weft.parametrizations import family as record_by_name
 
 
@@ -115,6 +115,7 @@ def fitted(name: str, matrix: Tensor, gram: Tensor | None, **options: Any) -> Pa
     Returns:
         the member, on the matrix's device and in its dtype.
     """
+    check_options(name, options, given=("device", "dtype"))
     shape = (matrix.shape[0], matrix.shape[1])
     member = make(name, shape, target=matrix, device=matrix.device, dtype=matrix.dtype, **options)
     member.fit_(matrix, gram)

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from weft.errors import ConversionError, WeftError
+from weft.errors import ConversionError, OptionError, WeftError
 from weft.layers import (
     GRU,
     LSTM,
@@ -158,7 +158,7 @@ def convert(
 
     Raises:
         UnknownNameError: no such family.
-        OptionError: an option that the family does not take.
+        OptionError: an option that the family does not take, or ``where`` is no function.
         ConversionError: nothing could be replaced; the message lists the reasons.
 
     Example:
@@ -168,7 +168,8 @@ def convert(
         >>> type(small[0]).__name__, small[0].parametrization.rank, type(small[2]).__name__
         ('Linear', 5, 'Linear')
     """
-    record = check_options(family, options)
+    check_where(where)
+    record = check_options(family, options, given=("device", "dtype"))
     if not record.has_fit:
         raise ConversionError(f"family {family!r} cannot be fitted to trained weights; choose one with has_fit")
     places: dict[nn.Module, list[str]] = {}
@@ -208,6 +209,22 @@ def convert(
         raise ConversionError(f"convert found no layer that it could replace by {family!r}: {reasons or 'no layers'}")
     new = copy_with(model, replacements)
     return (new, ConversionReport(tuple(converted), skipped)) if return_report else new
+
+
+def check_where(where: Any) -> None:
+    """Refuse names in the place of a function.
+
+    Args:
+        where: what a user gave.
+
+    Raises:
+        OptionError: it is neither a function nor None.
+    """
+    if where is not None and not callable(where):
+        raise OptionError(
+            f"where must be a function of (name, module) or None, got {where!r}; for names use "
+            f"where=lambda name, module: name in [...]"
+        )
 
 
 def owners_of_parameters(places: dict[nn.Module, list[str]]) -> dict[int, list[str]]:

@@ -67,6 +67,6 @@ def _tie(replacements: dict[nn.Module, nn.Module]) -> None:
         for name, origins in module._origins():
             parameter, key = plain.get_parameter(name), tuple(id(origin) for origin in origins)
             same = first.setdefault(key, parameter)
-            if same is not parameter and not same.is_meta and torch.equal(same, parameter):  # not so for a table with a row of padding
+            if same is not parameter and not same.is_meta and torch.equal(same, parameter):  # a padded table differs
                 owner, _, last = name.rpartition(".")
                 setattr(plain.get_submodule(owner), last, same)

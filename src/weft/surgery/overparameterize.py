@@ -10,7 +10,7 @@ from torch import nn
 from weft.errors import ConversionError, OptionError, WeftError, nearest_name
 from weft.layers import Foldable
 from weft.overparam import EPConv1d, EPConv2d, EPConv3d, EPLayer, EPLinear
-from weft.surgery.convert import ConversionReport, Converted, obstacle, owners_of_parameters
+from weft.surgery.convert import ConversionReport, Converted, check_where, obstacle, owners_of_parameters
 from weft.surgery.walk import copy_with
 
 _LINEAR: dict[type[nn.Module], type[EPLayer]] = {nn.Linear: EPLinear}
@@ -76,7 +76,7 @@ def overparameterize(
         the new model, or (model, report).
 
     Raises:
-        OptionError: ``which`` or an option is unknown.
+        OptionError: ``which`` or an option is unknown, or ``where`` is no function.
         ConversionError: nothing could be replaced; the message lists the reasons.
 
     Source:
@@ -98,6 +98,7 @@ def overparameterize(
     known = ("batch_norm", "residual", "residual_intervals", "residual_mode", "negative_slope")
     if unknown := [name for name in options if name not in known]:
         raise OptionError(f"unknown option {unknown[0]!r}{nearest_name(unknown[0], known)}")
+    check_where(where)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
