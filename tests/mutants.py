@@ -74,6 +74,7 @@ def interop(words: str) -> tuple[str, ...]:
     return ("tests/test_interop.py", "-k", words)
 
 
+OVERPARAMETERIZE = ("tests/surgery/test_overparameterize.py",)
 NAMES = ("tests/parametrizations/test_registry.py",)
 EVERY, REFINE = (
     ("tests/parametrizations/test_every_family.py", "-k", "learn or weighs"),
@@ -844,6 +845,28 @@ FAULTS = [
         "gram is not None else None",
         "zero Gram",
         EVERY,
+    ),
+    Fault("surgery/groups.py", "isinstance(module, FHRR) or", "", "phases of FHRR decay"),
+    Fault("surgery/groups.py", "or parameter.dim() == 0 ", "", "gates of one number decay"),
+    Fault(
+        "surgery/convert.py",
+        "if parameter.is_meta and needs_values:",
+        "if parameter.is_meta:",
+        "no values are asked for",
+    ),
+    Fault(
+        "overparam/base.py",
+        "requires_grad=shifts)",
+        "requires_grad=trained)",
+        "folding unfreezes biases",
+        OVERPARAMETERIZE,
+    ),
+    Fault(
+        "overparam/base.py",
+        "if bias is None else bias.requires_grad",
+        "",
+        "biases freeze as the weight",
+        OVERPARAMETERIZE,
     ),
     Fault(
         "hypernet/slots.py",

@@ -7,6 +7,8 @@ from torch import nn
 
 import weft
 from weft.errors import BudgetError, FitError, OptionError, SizeError
+from weft.models.factory import LayerFactory
+from weft.models.wide_resnet import WideBlock
 
 
 def net() -> nn.Sequential:
@@ -168,3 +170,18 @@ def test_plain_attention_multiplies_as_much_as_a_converted_one() -> None:
 def test_inputs_may_be_given_by_name() -> None:
     for layer, x in ((weft.PHMLinear(8, 8), torch.randn(3, 8)), (nn.ConvTranspose1d(2, 4, 3), torch.randn(1, 2, 5))):
         assert weft.summary(layer, {"input": x}).macs == weft.summary(layer, x).macs > 0
+
+
+def test_angles_and_single_numbers_take_no_decay() -> None:
+    model = nn.ModuleList(
+        [
+            weft.superposition.FHRR(3, 8),
+            weft.superposition.HRR(3, 8, unitary=True),
+            weft.superposition.HRR(3, 8),
+            WideBlock(4, 4, 1, lambda _: nn.ReLU(), nn.BatchNorm2d, LayerFactory(), skip_init=True),
+        ]
+    )
+    groups = weft.parameter_groups(model, lr=0.1, weight_decay=0.01)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert [decay[id(key.vectors)] for key in model[:3]] == [0, 0, 0.01]
+    assert decay[id(model[3].alpha)] == 0

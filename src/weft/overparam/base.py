@@ -161,6 +161,11 @@ class EPLayer(Foldable):
     def _normalised(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Batch norm over the channels."""
 
+    def _biases(self) -> list[nn.Parameter]:
+        """What the bias of the effective layer is made of: those of the sub-layers and of their batch norms."""
+        holders: list[Any] = [*self.layers, *self._all_norms()]
+        return [holder.bias for holder in holders if holder.bias is not None]
+
     def factors(self) -> list[Tensor]:
         """The kernels of the sub-layers and of the learned skips."""
         return [self._kernel(layer) for layer in (*self.layers, *self.skips.values())]
@@ -318,6 +323,8 @@ class EPLayer(Foldable):
                 layer._take(weight.detach(), bias)
         for parameter in layer.parameters():
             parameter.requires_grad_(weight.requires_grad)
+        for shift in layer._biases():
+            shift.requires_grad_(weight.requires_grad if bias is None else bias.requires_grad)
         return layer.train(module.training)
 
     def _take(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -365,11 +372,14 @@ class EPLayer(Foldable):
                 "layer has none; keep the layer as it is, it runs collapsed in evaluation"
             )
         plain = self.torch_class(**self._arguments(), device="meta")
-        trained = any(parameter.requires_grad for parameter in self.parameters())
+        biases = self._biases()
+        shifts = any(parameter.requires_grad for parameter in biases)
+        trained = any(parameter.requires_grad for parameter in self.parameters() if parameter not in set(biases))
         with plain_arithmetic(self._kernel(self.layers[0]).device.type):
-            for name, value in zip(("weight", "bias"), self._collapsed(), strict=True):
-                if value is not None:
-                    setattr(plain, name, nn.Parameter(value.detach().clone(), requires_grad=trained))
+            weight, bias = self._collapsed()
+            plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
+            if bias is not None:
+                plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=shifts)
         return plain.train(self.training)
 
     # ------------------------------------------------------------------ nn.Module, with the cache kept right

@@ -244,12 +244,13 @@ def owners_of_parameters(places: dict[nn.Module, list[str]]) -> dict[int, list[s
     return owners
 
 
-def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+def obstacle(module: nn.Module, owners: dict[int, list[str]], needs_values: bool = True) -> str | None:
     """Why a layer cannot be replaced whatever the new weight is.
 
     Args:
         module: a layer of torch or of Weft.
         owners: as ``owners_of_parameters`` gives them.
+        needs_values: whether its weight will be fitted.
 
     Returns:
         the reason, None if it can be replaced.
@@ -269,7 +270,7 @@ def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
     if {name for name, _ in module.named_parameters()} != {name for name, _ in plain.named_parameters()}:
         return "its weight is already re-parametrised (weight norm, pruning or another); remove that first"
     for name, parameter in module.named_parameters():
-        if parameter.is_meta:
+        if parameter.is_meta and needs_values:
             return "its weight is on the meta device, so there are no values to fit"
         sharing = owners[id(parameter)]
         if len(sharing) > 1:

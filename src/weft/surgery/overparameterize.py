@@ -112,7 +112,7 @@ def overparameterize(
             continue
         if isinstance(module, (nn.MultiheadAttention, Foldable)):
             inner.update(module.modules())
-        reason = _reason(module, which, owners)
+        reason = _reason(module, which, owners, keep_function)
         if reason is None and where is not None and not any(where(name, module) for name in names):
             reason = "where(name, module) said no"
         if reason is None:
@@ -136,11 +136,11 @@ def overparameterize(
     return (new, ConversionReport(tuple(converted), skipped)) if return_report else new
 
 
-def _reason(module: nn.Module, which: str, owners: dict[int, list[str]]) -> str | None:
+def _reason(module: nn.Module, which: str, owners: dict[int, list[str]], keep_function: bool) -> str | None:
     """Why a layer stays as it is, None if it can be replaced."""
     kinds = _WHICH[which]
     if type(module) in _WHICH["all"] and type(module) not in kinds:
         return f"which={which!r} leaves it out"
     if not isinstance(module, Foldable) and not isinstance(module, tuple(kinds)):
         return f"{type(module).__name__} has no over-parametrised form"
-    return obstacle(module, owners)
+    return obstacle(module, owners, needs_values=keep_function)
