@@ -838,7 +838,9 @@ FAULTS = [
         NAMES,
     ),
     Fault("parametrizations/registry.py", "isinstance(value, Integral)", "isinstance(value, Real)", "rank 2.7", NAMES),
-    Fault("parametrizations/registry.py", "if option in given]", "if False]", "given options are passed twice", NAMES),
+    Fault(
+        "parametrizations/registry.py", "if option in options]", "if False]", "given options are passed twice", NAMES
+    ),
     Fault(
         "parametrizations/base.py",
         "gram is not None and gram.any() else None",

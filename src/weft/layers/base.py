@@ -20,7 +20,8 @@ from weft.layers.cache import WeightCache, count_sources
 from weft.layers.foldable import Foldable
 from weft.layers.paths import Explanation, explain, plan
 from weft.modes import in_transform, is_autocast, is_tracing, plain_arithmetic
-from weft.parametrizations import Parametrization, Stage, check_options, make, record_of
+from weft.parametrizations import Parametrization, Stage, make, record_of
+from weft.parametrizations.registry import refuse_device_and_dtype
 
 PATHS = ("auto", "factored", "dense")
 INITS = ("default", "he", "glorot")
@@ -278,8 +279,7 @@ class Layer(Foldable):
         """
         if not isinstance(module, cls.torch_class):
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
-        if isinstance(family, str):
-            check_options(family, options, given=("device", "dtype"))
+        refuse_device_and_dtype(options)
         weight: Any = module.weight
         bias: Any = getattr(module, "bias", None)
         layer = cls(

@@ -19,6 +19,7 @@ from weft.layers.foldable import Foldable
 from weft.layers.linear import Linear
 from weft.modes import in_transform
 from weft.parametrizations import Parametrization, Stacked, check_options, make
+from weft.parametrizations.registry import refuse_device_and_dtype
 
 #: Makes a member of a shape; what ``parametrization=`` may be beside the name of a family.
 Maker = Callable[..., Parametrization]
@@ -151,8 +152,7 @@ class Composite(Foldable):
         """
         if type(module) is not cls.torch_class:
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
-        if isinstance(family, str):
-            check_options(family, options, given=("device", "dtype"))
+        refuse_device_and_dtype(options)
         plain: dict[str, Tensor] = dict(module.named_parameters())
         like = next(iter(plain.values()))
         make_member = cls._maker(family, like.device, like.dtype, options)

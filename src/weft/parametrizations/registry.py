@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Number, Real
 from types import MappingProxyType
@@ -169,20 +169,19 @@ def record_of(parametrization: Parametrization) -> Family | None:
     return record if record is not None and isinstance(parametrization, record.cls) else None
 
 
-def check_options(name: str, options: Mapping[str, Any], given: Collection[str] = ()) -> Family:
+def check_options(name: str, options: Mapping[str, Any]) -> Family:
     """Refuse options that a family does not take, before anything is built.
 
     Args:
         name: of the family.
         options: option name to value; a value of None says nothing.
-        given: names of common arguments that the caller gives itself.
 
     Returns:
         the record of the family.
 
     Raises:
-        OptionError: an option is unknown, given by the caller, or of another type than the family's constructor says.
-            Whether ``share`` goes with the other options is checked by ``within``.
+        OptionError: an option is unknown, or of another type than the family's constructor says. Whether ``share`` goes
+            with the other options is checked by ``within``.
     """
     record = family(name)
     known = {*record.options, "share"} | (COMMON - {"shape"})
@@ -192,11 +191,6 @@ def check_options(name: str, options: Mapping[str, Any], given: Collection[str] 
             raise OptionError(
                 f"family {name!r} has no option {option!r} (it takes: {takes}){nearest_name(option, known)}"
             )
-    if taken := [option for option in options if option in given]:
-        raise OptionError(
-            f"{', '.join(taken)} cannot be given: it follows from what is replaced or approximated; change that first "
-            f"with .to()"
-        )
     kinds = {**_annotations(record.cls), "share": float}
     for option, value in options.items():
         if (
@@ -206,6 +200,22 @@ def check_options(name: str, options: Mapping[str, Any], given: Collection[str] 
         ):
             raise OptionError(f"{option} of family {name!r} must be {wanted}, got {value!r}")
     return record
+
+
+def refuse_device_and_dtype(options: Mapping[str, Any]) -> None:
+    """Refuse options that follow from what is replaced or approximated.
+
+    Args:
+        options: option name to value.
+
+    Raises:
+        OptionError: a device or a dtype is among them.
+    """
+    if taken := [option for option in ("device", "dtype") if option in options]:
+        raise OptionError(
+            f"{' and '.join(taken)} cannot be given: the result has that of what is replaced or approximated; move that "
+            f"first with .to()"
+        )
 
 
 @functools.cache

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from weft.errors import BudgetError, FitError, SizeError, WeftError
-from weft.parametrizations import Parametrization, check_options, families, make
+from weft.parametrizations import Parametrization, families, make
 from weft.parametrizations import family as record_by_name
+from weft.parametrizations.registry import refuse_device_and_dtype
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def fitted(name: str, matrix: Tensor, gram: Tensor | None, **options: Any) -> Pa
     Returns:
         the member, on the matrix's device and in its dtype.
     """
-    check_options(name, options, given=("device", "dtype"))
+    refuse_device_and_dtype(options)
     shape = (matrix.shape[0], matrix.shape[1])
     member = make(name, shape, target=matrix, device=matrix.device, dtype=matrix.dtype, **options)
     member.fit_(matrix, gram)

@@ -30,6 +30,7 @@ from weft.layers import (
 )
 from weft.layers.composite import parametrizations_of
 from weft.parametrizations import check_options
+from weft.parametrizations.registry import refuse_device_and_dtype
 from weft.surgery.tables import format_table
 from weft.surgery.walk import copy_with
 
@@ -169,7 +170,8 @@ def convert(
         ('Linear', 5, 'Linear')
     """
     check_where(where)
-    record = check_options(family, options, given=("device", "dtype"))
+    refuse_device_and_dtype(options)
+    record = check_options(family, options)
     if not record.has_fit:
         raise ConversionError(f"family {family!r} cannot be fitted to trained weights; choose one with has_fit")
     places: dict[nn.Module, list[str]] = {}
