@@ -274,7 +274,7 @@ class Layer(Foldable):
             the layer, on the same device, with the same dtype, mode and bias; ``fit_error`` holds the relative error.
 
         Raises:
-            OptionError: ``module`` is not of the plain class.
+            OptionError: ``module`` is not of the plain class, or a device or dtype is given.
             FitError: the family cannot be fitted to a given weight.
         """
         if not isinstance(module, cls.torch_class):

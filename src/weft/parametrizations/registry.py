@@ -213,7 +213,7 @@ def refuse_device_and_dtype(options: Mapping[str, Any]) -> None:
     """
     if taken := [option for option in ("device", "dtype") if option in options]:
         raise OptionError(
-            f"{' and '.join(taken)} cannot be given: the result has that of what is replaced or approximated; move that "
+            f"{' and '.join(taken)} cannot be given: it is that of what is replaced or approximated; move that "
             f"first with .to()"
         )
 
