@@ -74,6 +74,14 @@ def interop(words: str) -> tuple[str, ...]:
     return ("tests/test_interop.py", "-k", words)
 
 
+OVERPARAMETERIZE = ("tests/surgery/test_overparameterize.py",)
+NAMES = ("tests/parametrizations/test_registry.py",)
+EVERY, REFINE = (
+    ("tests/parametrizations/test_every_family.py", "-k", "learn or weighs"),
+    ("tests/parametrizations/test_refine.py",),
+)
+PLAIN, EP_PROTOCOL = (f"{LAYERS}/test_plain.py",), ("tests/overparam/test_protocol.py",)
+WALK, ATTENTION = ("tests/surgery/test_walk.py",), (f"{LAYERS}/test_attention.py",)
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
 HODLR = "parametrizations/hodlr.py"
 PSM, PSM_TESTS = "parametrizations/psm", ("tests/parametrizations/test_psm.py",)
@@ -569,7 +577,43 @@ FAULTS = [
     ),
     # ------------------------------------------------------------ surgery
     Fault("surgery/fold.py", "if not moved <= rtol:", "if moved > 1e9 * rtol:", "fold does not check"),
-    Fault("surgery/fold.py", "carry_hooks(module, replacements[module])", "pass", "hooks are lost"),
+    Fault("surgery/walk.py", "carry_hooks(old, new, copies)", "pass", "hooks are lost"),
+    Fault("surgery/walk.py", "carry_hooks(old, new, copies)", "carry_hooks(old, new)", "hooks call the old model"),
+    Fault("layers/foldable.py", "new._is_full_backward_hook =", "_ =", "full backward hooks never run", WALK),
+    Fault(
+        "surgery/walk.py",
+        "set_fastpath_enabled(False)",
+        "set_fastpath_enabled(True)",
+        "zeros in padded rows",
+        ATTENTION,
+    ),
+    Fault("layers/attention.py", "return _NoTensor()", "raise AttributeError", "torch's encoders crash on padding"),
+    Fault(
+        "surgery/walk.py",
+        "tree_map_only(Tensor, Tensor.clone, example)",
+        "tree_map(lambda x: x, example)",
+        "examples change",
+    ),
+    Fault(
+        "surgery/walk.py",
+        "value.to(torch.promote_types(value.dtype, torch.float64))",
+        "value.double()",
+        "real parts only",
+    ),
+    Fault("surgery/convert.py", 'if "forward" in module.__dict__:', "if False:", "a forward of its own is lost"),
+    Fault(
+        "layers/composite.py",
+        "yield from holder.parametrization.parameters()",
+        "yield from holder.parameters()",
+        "folding unfreezes",
+    ),
+    Fault(
+        "layers/embedding.py",
+        "self.parametrization.rows(torch.embedding(places, input).squeeze(-1))",
+        "self.parametrization.rows(input)",
+        "rows of no index",
+    ),
+    Fault("surgery/compare.py", "if tensor.is_complex():", "if False:", "imaginary parts are lost"),
     Fault("surgery/convert.py", "and len(sharing) > 1:", "and len(sharing) > 2:", "tied weights are untied"),
     Fault("surgery/convert.py", "if not converted:", "if False:", "nothing matched, nothing said"),
     Fault("surgery/walk.py", "module.training = mode", "pass", "modes are not restored"),
@@ -726,7 +770,6 @@ FAULTS = [
         ("tests/overparam/test_states.py",),
     ),
     Fault("overparam/factor.py", "s ** (1 / depth)", "s ** 0.5", "factors of a kernel", ("tests/surgery",)),
-    Fault("surgery/overparameterize.py", "carry_hooks(module, layer)", "pass", "hooks of the plain layer are lost"),
     Fault(REGISTRY, "evaluate(rule, numbers) if", "1.0 if", "formulas of learning rates ignored"),
     Fault(REGISTRY, 'if optimizer == "sgd" else', "if not optimizer else", "SGD with the multipliers of Adam"),
     Fault(
@@ -766,6 +809,89 @@ FAULTS = [
         "named_buffers()",
         "a norm's second place has other statistics",
         ROWS,
+    ),
+    Fault(RANK, "left.masked_fill(zero.unsqueeze(-2), 0)", "left", "what is revived changes the matrix", EVERY),
+    Fault(RANK, "if not zero.any():", "if True:", "zero terms have no gradients", EVERY),
+    Fault(
+        "parametrizations/monarch.py", "revived(u, v, negligible(target))", "(u, v)", "zero parts never learn", EVERY
+    ),
+    Fault(
+        "parametrizations/chain.py",
+        "int((s > negligible(target)).sum())",
+        "len(s)",
+        "zero directions never learn",
+        EVERY,
+    ),
+    Fault(
+        "parametrizations/psm.py", "self.values[: self.counts[0]] = 0", "self.values.zero_()", "zero stays zero", EVERY
+    ),
+    Fault(
+        "parametrizations/hierarchical.py",
+        "            self._clear_left()",
+        "            self.values.zero_()",
+        "zero blocks never learn",
+        EVERY,
+    ),
+    Fault("overparam/factor.py", "torch.where(alive, root, 1)", "root", "zero directions in the middle", EP_PROTOCOL),
+    Fault(
+        "layers/base.py", "_move(self.parametrization, weight)", "pass", "assigned states leave buffers behind", PLAIN
+    ),
+    Fault("layers/base.py", "_move(fitted, weight)", "pass", "assigned states of mixed dtype", PLAIN),
+    Fault("parametrizations/refine.py", "wide.to(target.dtype)", "pass", "half precision is refined as it is", REFINE),
+    Fault(
+        "surgery/summary.py",
+        "if p in seen)\n            dense += size",
+        "if False)\n            dense += size",
+        "shared counts twice",
+    ),
+    Fault("surgery/summary.py", "- _dense_again(ours[module], size, seen)", "", "shared dense weights count twice"),
+    Fault("surgery/summary.py", "macs.get(module.out_proj, 0) + count", "0", "the output projection costs nothing"),
+    Fault(
+        "surgery/summary.py",
+        "x.data if isinstance(x, PackedSequence) else x",
+        "x[0]",
+        "packed sequences are not counted",
+    ),
+    Fault("surgery/fold.py", "    _tie(replacements)", "", "ties are lost in folding"),
+    Fault(
+        "surgery/convert.py",
+        "if where is not None and not callable(where):",
+        "if False:",
+        "names called as functions",
+        NAMES,
+    ),
+    Fault("parametrizations/registry.py", "isinstance(value, Integral)", "isinstance(value, Real)", "rank 2.7", NAMES),
+    Fault(
+        "parametrizations/registry.py", "if option in options]", "if False]", "given options are passed twice", NAMES
+    ),
+    Fault(
+        "parametrizations/base.py",
+        "gram is not None and gram.any() else None",
+        "gram is not None else None",
+        "zero Gram",
+        EVERY,
+    ),
+    Fault("surgery/groups.py", "isinstance(module, FHRR) or", "", "phases of FHRR decay"),
+    Fault("surgery/groups.py", "or parameter.dim() == 0 ", "", "gates of one number decay"),
+    Fault(
+        "surgery/convert.py",
+        "if parameter.is_meta and needs_values:",
+        "if parameter.is_meta:",
+        "no values are asked for",
+    ),
+    Fault(
+        "overparam/base.py",
+        "requires_grad=shifts)",
+        "requires_grad=trained)",
+        "folding unfreezes biases",
+        OVERPARAMETERIZE,
+    ),
+    Fault(
+        "overparam/base.py",
+        "if bias is None else bias.requires_grad",
+        "",
+        "biases freeze as the weight",
+        OVERPARAMETERIZE,
     ),
     Fault(
         "hypernet/slots.py",

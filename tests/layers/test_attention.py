@@ -264,3 +264,38 @@ def test_bad_arguments_are_refused():
         layer(q, k, v, key_padding_mask=torch.zeros(3, 5))
     with pytest.raises(SizeError, match="3 dimensions"):
         layer(q, k, v[0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what the plain encoder makes of padding
+def test_torchs_encoders_call_the_layer_instead_of_their_fused_kernel():
+    torch.manual_seed(0)
+    plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    x, padding = torch.randn(2, 5, 16), torch.tensor([[False, False, False, True, True], [False] * 5])
+    converted = weft.convert(plain, "low_rank", rank=16)
+    with torch.no_grad():
+        wanted, got = (model(x, src_key_padding_mask=padding)[~padding] for model in (plain, converted))
+    assert_same(got, wanted, 1e-5, "rows that are not padding")
+    # Torch's kernel fills the padded rows with zeros, which a comparison must not take for a difference.
+    folded = weft.fold(converted, check={"src": x, "src_key_padding_mask": padding})
+    assert type(folded.layers[0].self_attn) is nn.MultiheadAttention
+    assert weft.verify(converted, folded, {"src": x, "src_key_padding_mask": padding}).output < 1e-5
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_joint_weight_that_there_is_not_says_where_the_weights_are():
+    layer = weft.MultiheadAttention(8, 2, parametrization="low_rank", rank=2)
+    with pytest.raises(AttributeError, match="q_proj, k_proj and v_proj"):
+        nn.init.xavier_uniform_(layer.in_proj_weight)
+    with pytest.raises(OptionError, match="q_proj, k_proj and v_proj"):
+        torch.sum(layer.in_proj_weight)
+
+
+@pytest.mark.parametrize("trained", ["bias", "weight"])
+@pytest.mark.parametrize("kind", ["attention", "lstm"])
+def test_folding_freezes_what_was_frozen(kind, trained):
+    plain = nn.LSTM(8, 8) if kind == "lstm" else nn.MultiheadAttention(8, 2, add_bias_kv=True)
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(trained in name)
+    folded = weft.fold(weft.convert(plain, "low_rank", rank=4))
+    wanted = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in folded.named_parameters()} == wanted

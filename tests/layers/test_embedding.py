@@ -110,3 +110,21 @@ def test_autocast_leaves_rows_in_full_precision_as_torch_does():
     layer, plain = make(dtype=torch.float32), nn.Embedding(8, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(INDEX).dtype == plain(INDEX).dtype == layer.eval()(INDEX).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parametrization": "monarch", "blocks": 4, "rank": 1},
+        {"parametrization": "kronecker", "n": 2, "rank": None},
+        {},
+    ],
+)
+@pytest.mark.parametrize("path", ["factored", "dense"])
+def test_indices_outside_the_table_raise_as_torchs(options, path):
+    layer = weft.Embedding(18, 8, path=path, **{"parametrization": "low_rank", "rank": 2, **options})
+    for index in (-1, 18, 19):  # Monarch's blocks reach to 20
+        with pytest.raises(IndexError):
+            nn.Embedding(18, 8)(torch.tensor([index]))
+        with pytest.raises(IndexError):
+            layer(torch.tensor([index]))

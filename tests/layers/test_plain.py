@@ -224,3 +224,45 @@ def test_fold_inside_a_transform_is_refused(kind):
         vmap(folded)(*stack_module_state(layers))
     with pytest.raises(FoldError, match="before the transform"):
         grad(lambda x: layers[0].fold()(x).sum())(x)
+
+
+@pytest.mark.parametrize(
+    "plain", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1), nn.ConvTranspose1d(8, 8, 1), nn.Embedding(8, 8)]
+)
+def test_arguments_have_torchs_names(plain):
+    x = {nn.Conv2d: torch.randn(2, 8, 1, 1), nn.ConvTranspose1d: torch.randn(2, 8, 1), nn.Embedding: torch.arange(8)}
+    x = x.get(type(plain), torch.randn(2, 8))
+    layer = weft.convert(plain, "dense")
+    torch.testing.assert_close(layer(input=x), plain(input=x))
+
+
+def test_over_parametrised_layers_take_torchs_names_too():
+    x = torch.randn(2, 8)
+    layer = weft.EPLinear(8, 8)
+    torch.testing.assert_close(layer(input=x), layer(x))
+
+
+@pytest.mark.parametrize("family", ["low_rank", "monarch", "hedlr", "psm", "kronecker"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_assigned_checkpoints_of_plain_layers_bring_device_and_dtype(family, device, dtype):
+    size = {"algebra": "quaternion"} if family == "kronecker" else {"share": 0.9}
+    layer = weft.Linear(8, 8, parametrization=family, **size, device=device)
+    plain = nn.Linear(8, 8, dtype=dtype)
+    with pytest.warns(UserWarning, match="was fitted"):
+        layer.load_state_dict(plain.state_dict(), assign=True)
+    x = torch.randn(2, 8, dtype=dtype)
+    assert {p.dtype for p in layer.parameters()} == {dtype} and layer.explain(x).path
+    assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} == {"cpu"}
+    assert {t.dtype for t in layer.buffers() if t.is_floating_point()} <= {dtype}
+    weight = layer.weight.detach().double()
+    error = float((weight - plain.weight.detach()).norm() / plain.weight.detach().double().norm())
+    assert error == pytest.approx(layer.fit_error, rel=0.02) and error < 1
+    assert layer(x).dtype == dtype
+
+
+def test_assigned_checkpoints_that_do_not_fit_change_nothing():
+    layer = weft.Linear(8, 8, parametrization="low_rank", rank=2, device="meta")
+    with pytest.raises(RuntimeError, match="must have the shape"):
+        layer.load_state_dict(nn.Linear(6, 8).state_dict(), assign=True)
+    assert layer.parametrization.left.is_meta

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 import weft
-from weft.testing import copies, exports, transforms
+from weft.testing import assert_same, copies, exports, transforms
 from weft.testing.copies import evaluate
 
 
@@ -84,7 +85,7 @@ def test_batch_norm_compiles_exports_and_traces(norm):
     want = evaluate(layer, x)
     torch.testing.assert_close(evaluate(compiled, x), want)
     torch.compiler.reset()
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    program = torch.export.export(layer, (x,), dynamic_shapes={"input": {0: torch.export.Dim.DYNAMIC}})
     torch.testing.assert_close(program.module()(x), layer(x))
     torch.testing.assert_close(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x), layer(x))
 
@@ -104,3 +105,13 @@ def test_channels_and_dtypes_of_norms_follow():
     layer = weft.EPLinear(4, 6, batch_norm=True, dtype=torch.float64, device="meta")
     assert layer.norms[0].running_mean.dtype == torch.float64
     assert layer.norms[0].running_mean.is_meta
+
+
+def test_factors_of_a_weight_of_low_rank_learn_where_it_is_zero():
+    plain = nn.Linear(6, 8)
+    nn.init.zeros_(plain.weight)
+    plain.weight.data[0, 0] = 1
+    layer = weft.overparameterize(plain, depth=3)
+    assert_same(layer.weight, plain.weight, 1e-6, "the weight")
+    (slope,) = torch.autograd.grad((layer.weight * torch.randn(8, 6)).sum(), layer.layers[-1].weight)
+    assert (slope.abs() > 1e-6).all()

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from tests.cases import CASES, ROTATION
 
 import weft
 from weft.errors import BudgetError
-from weft.parametrizations import families, make
+from weft.parametrizations import HODLR, Chain, LowRank, Monarch, families, make
 from weft.testing.matrices import matrices
 
 SIZED = [name for name, record in families().items() if record.sized_by == "share" and name != "dense"]
@@ -69,3 +70,50 @@ def test_optimizers_train_it(family, optimizer):
         losses.append(loss.item())
         steps.step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case is not ROTATION], ids=repr)
+def test_every_parameter_learns_from_a_zero_target_on(case):
+    member, target = case.member((16, 12)), torch.randn(16, 12, dtype=torch.float64)
+    assert member.fit_(torch.zeros(16, 12)) == 0 and not case.dense(member).any()
+    for _ in range(3):  # the first step finds one factor, the next one the others
+        slopes = torch.autograd.grad((member.dense() - target).square().sum(), list(member.parameters()))
+        with torch.no_grad():
+            for parameter, slope in zip(member.parameters(), slopes, strict=True):
+                parameter -= 0.01 * slope
+    assert all(slope.any() for slope in slopes)
+
+
+def test_what_learns_anew_leaves_the_matrix_as_it_was():
+    target, member = torch.randn(8, 2).double() @ torch.randn(2, 12).double(), LowRank((8, 12), rank=6)
+    member.double()
+    assert member.fit_(target) < 1e-14
+    assert member.fit_(torch.zeros_like(target), torch.eye(12)) == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LowRank((8, 12), rank=3),
+        lambda: Monarch((8, 12), blocks=2, rank=3),
+        lambda: HODLR((8, 12), depth=2, rank=3),
+        lambda: Chain((8, 12), depth=3),
+    ],
+    ids=["low_rank", "monarch", "hodlr", "chain"],
+)
+def test_rank_beyond_that_of_the_target_learns_too(make):
+    member = make()
+    target = torch.zeros(8, 12)
+    target[0, 0], target[5, 2] = 3, 1
+    assert member.fit_(target) < 1e-6
+    wanted = torch.randn(8, 12)
+    last = member.left if hasattr(member, "left") else member.last
+    (slope,) = torch.autograd.grad((member.dense() - wanted).square().sum(), last)
+    assert (slope.abs() > 1e-6).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_a_gram_matrix_of_zeros_weighs_nothing(case):
+    target, member = torch.randn(16, 12).double(), case.member((16, 12))
+    assert member.fit_(target, torch.zeros(12, 12)) == 0
+    assert member.dense().isfinite().all()

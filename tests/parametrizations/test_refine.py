@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
+import weft
 from weft.parametrizations import Kronecker, LowRank
 from weft.parametrizations.refine import refine
-from weft.testing import oracles
+from weft.testing import assert_same, oracles
 
 
 def matrices(rows=10, columns=8):
@@ -47,3 +49,25 @@ def test_a_start_that_explodes_is_put_back():
     before = member.left.detach().clone()
     refine(member, torch.eye(4, dtype=torch.float64), steps=2)
     assert torch.equal(member.left, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refined_in_the_precision_of_the_target(dtype):
+    target = torch.randn(8, 12)
+    wide = LowRank((8, 12), rank=2)
+    member = LowRank((8, 12), rank=2, dtype=dtype)
+    with torch.no_grad():
+        for parameter, value in zip(wide.parameters(), member.parameters(), strict=True):
+            parameter.copy_(value)
+    assert refine(member, target) == pytest.approx(refine(wide, target), rel=1e-4)
+    assert_same(member.dense().float(), wide.dense(), 0.02)
+    assert {p.dtype for p in member.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("family", ["butterfly", "psm"])
+def test_models_in_half_precision_are_converted(family):
+    plain = nn.Linear(16, 16)
+    full = weft.convert(plain, family, share=1.0)
+    torch.manual_seed(0)
+    half = weft.convert(plain.half(), family, share=1.0)
+    assert half.weight.dtype == torch.float16 and half.fit_error < full.fit_error + 0.02

@@ -1,8 +1,12 @@
 """Records, names and options."""
 
 import dataclasses
+import math
+import re
 
+import numpy as np
 import pytest
+import torch
 from tests.toys import CanonicalKronecker
 
 import weft
@@ -105,3 +109,57 @@ def test_bad_records_are_refused():
 def test_nearest_name():
     assert nearest_name("kroneker", ["dense", "kronecker"]) == "; did you mean 'kronecker'?"
     assert nearest_name("xyz", ["dense", "kronecker"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "wrong", "kind"),
+    [
+        ("low_rank", "rank", 2.7, "a whole number"),
+        ("low_rank", "rank", "x", "a whole number"),
+        ("low_rank", "rank", True, "a whole number"),
+        ("low_rank", "share", "0.5", "a number"),
+        ("kronecker", "n", math.nan, "a whole number"),
+        ("kronecker", "algebra", 0, "a name or a table"),
+        ("kronecker", "algebra", 1.5, "a name or a table"),
+        ("psm", "nonzeros", 60.7, "a whole number"),
+        ("chain", "width", "1", "a number"),
+        ("quaternion_rotation", "scale", "no", "True or False"),
+    ],
+)
+def test_options_of_another_type_are_refused(name, option, wrong, kind):
+    message = f"{option} of family '{name}' must be {kind}, got {wrong!r}"
+    for call in (
+        lambda options: make(name, (8, 8), **options),
+        lambda options: weft.Linear(8, 8, parametrization=name, **options),
+        lambda options: weft.convert(weft.Linear(8, 8).fold(), name, **options),
+        lambda options: weft.LSTM(8, 8, parametrization=name, **options),
+    ):
+        with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
+            call({option: wrong})
+
+
+def test_options_of_kindred_types_are_taken():
+    assert make("low_rank", (8, 8), rank=np.int64(2)).rank == 2
+    assert make("chain", (8, 8), width=2).hidden == make("chain", (8, 8), width=np.float32(2)).hidden == 16
+    table = torch.tensor([[[1.0, 0], [0, -1]], [[0, 1], [1, 0]]])
+    for algebra in ("complex", table, table.numpy(), table.tolist()):
+        assert make("kronecker", (8, 8), algebra=algebra).n == 2
+
+
+def test_what_the_caller_gives_cannot_be_an_option():
+    plain, gru = torch.nn.Linear(8, 8), torch.nn.GRU(8, 8)
+    for call in (
+        lambda: weft.convert(plain, "low_rank", rank=2, dtype=torch.float64),
+        lambda: weft.Linear.from_dense(plain, "low_rank", rank=2, dtype=torch.float64),
+        lambda: weft.GRU.from_dense(gru, "low_rank", rank=2, dtype=torch.float64),
+        lambda: weft.approximate(plain.weight.detach(), "low_rank", rank=2, dtype=torch.float64),
+    ):
+        with pytest.raises(OptionError, match="dtype cannot be given"):
+            call()
+
+
+@pytest.mark.parametrize("where", ["0", ["0"]])
+@pytest.mark.parametrize("change", [lambda m, **o: weft.convert(m, "low_rank", rank=2, **o), weft.overparameterize])
+def test_names_are_no_function(change, where):
+    with pytest.raises(OptionError, match="where must be a function"):
+        change(torch.nn.Linear(8, 8), where=where)

@@ -8,7 +8,7 @@ import torch
 from scipy import optimize
 from scipy.spatial.transform import Rotation
 
-from weft.errors import OptionError, SizeError, UnknownNameError
+from weft.errors import FitError, OptionError, SizeError, UnknownNameError
 from weft.parametrizations import QuaternionRotation, make
 from weft.parametrizations.rotation import nearest_rotation
 from weft.quaternion import rotation_matrix
@@ -236,3 +236,9 @@ def test_unknown_laws_and_shares_are_refused():
         QuaternionRotation((4, 4), weight_init="unitari")
     with pytest.raises(OptionError, match="1/4 of the dense numbers"):
         make("quaternion_rotation", (8, 8), share=0.5)
+
+
+def test_a_zero_target_is_refused_without_a_scale():
+    with pytest.raises(FitError, match="scale=True"):
+        QuaternionRotation((8, 8)).fit_(torch.zeros(8, 8))
+    assert QuaternionRotation((8, 8), scale=True).fit_(torch.zeros(8, 8)) == 0

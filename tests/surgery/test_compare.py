@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ import weft
 from weft.errors import BudgetError, FitError, OptionError, SizeError, UnknownNameError
 from weft.parametrizations import LowRank, make, memory
 from weft.surgery import compare
+from weft.testing import assert_same
 
 FEW = ["low_rank", "monarch", "hodlr"]
 
@@ -157,3 +159,20 @@ def test_free_memory_is_what_the_system_says():
     free = memory.free_bytes(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
     assert memory.free_bytes(torch.device("meta")) is None
+
+
+def test_complex_matrices_are_refused_and_errors_of_complex_members_are_right():
+    matrix = torch.randn(8, 6, dtype=torch.complex128)
+    with pytest.raises(FitError, match="matrix must be real"):
+        weft.approximate(matrix, "low_rank", rank=2)
+    with pytest.raises(FitError, match="imaginary part"):
+        LowRank((8, 6), rank=2).fit_(matrix)
+    member = LowRank((8, 6), rank=2, dtype=matrix.dtype)
+    values = torch.linalg.svdvals(matrix)
+    assert member.fit_(matrix) == pytest.approx(float(values[2:].norm() / values.norm()))
+
+
+def test_views_of_numpy_in_reverse_are_taken():
+    matrix = np.arange(12.0).reshape(3, 4)
+    got = weft.approximate(matrix[::-1], "low_rank", rank=3)
+    assert_same(got.dense(), torch.from_numpy(matrix[::-1].copy()), 1e-12)

@@ -1,5 +1,7 @@
 """convert: what it replaces, what it keeps, what it refuses."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -131,3 +133,22 @@ def test_bad_names_are_refused_before_any_work(net: Net) -> None:
         weft.convert(net, "lowrank", share=0.5)
     with pytest.raises(OptionError, match="did you mean 'rank'"):
         weft.convert(net, "low_rank", rnak=5)
+
+
+def test_a_forward_of_its_own_is_not_replaced():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].forward = types.MethodType(lambda self, x: 2 * nn.Linear.forward(self, x), model[0])
+    converted, report = weft.convert(model, "low_rank", rank=8, return_report=True)
+    assert "forward of its own" in report.skipped["0"]
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(converted(x), model(x))
+    with pytest.raises(ConversionError, match="forward of its own"):
+        weft.overparameterize(model[0])
+
+
+def test_a_shared_bias_is_not_untied() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].bias = model[1].bias
+    converted, report = weft.convert(model, "low_rank", rank=2, return_report=True)
+    assert "its bias is shared by several modules (0, 1)" in report.skipped["0"] and len(report.skipped) == 2
+    assert converted[0].bias is converted[1].bias

@@ -133,3 +133,25 @@ def test_hooks_are_kept() -> None:
     plain = weft.fold(unfolded)
     plain(X)
     assert calls == ["after", "before"]
+
+
+def test_layers_that_share_a_parametrization_share_the_weight_afterwards() -> None:
+    table = weft.Embedding(12, 8, parametrization="low_rank", rank=2)
+    head = weft.Linear(8, 12, parametrization=table.parametrization)
+    padded = weft.Embedding(12, 8, 3, parametrization=table.parametrization)
+    other = weft.Linear(8, 12, parametrization="low_rank", rank=2)
+    other.bias = head.bias
+    plain = weft.fold(nn.ModuleList([table, head, padded, other]))
+    assert plain[0].weight is plain[1].weight and plain[1].bias is plain[3].bias
+    assert plain[2].weight is not plain[0].weight and plain[3].weight is not plain[1].weight
+    for new, old in zip(plain, (table, head, padded, other), strict=True):
+        torch.testing.assert_close(new.weight, old.weight)
+
+
+def test_recurrent_layers_that_share_weights_share_them_afterwards() -> None:
+    first, second = (weft.GRU(8, 8, parametrization="low_rank", rank=2) for _ in range(2))
+    second.hh_l0.parametrization = first.hh_l0.parametrization
+    plain = weft.fold(nn.ModuleList([first, second]), check=None)
+    assert plain[0].weight_hh_l0 is plain[1].weight_hh_l0 and plain[0].weight_ih_l0 is not plain[1].weight_ih_l0
+    x = torch.randn(4, 2, 8)
+    torch.testing.assert_close(plain[1](x)[0], second(x)[0])

@@ -156,3 +156,25 @@ def test_bad_arguments():
         weft.overparameterize(nn.ReLU())
     with pytest.raises(OptionError, match=r"must be a torch\.nn\.Linear"):
         weft.EPLinear.from_dense(nn.Conv1d(2, 2, 1))
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_what_was_frozen_stays_so_and_folds_so(trained):
+    plain = nn.Conv2d(3, 4, 3)
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(name == trained)
+    deep = weft.overparameterize(plain, depth=3)
+    assert all(p.requires_grad == name.endswith(trained) for name, p in deep.named_parameters())
+    assert {name: p.requires_grad for name, p in weft.fold(deep).named_parameters()} == {
+        "weight": trained == "weight",
+        "bias": trained == "bias",
+    }
+
+
+def test_layers_without_values_are_drawn_anew_where_none_are_asked_for():
+    with torch.device("meta"):
+        plain = nn.Sequential(nn.Linear(4, 6), nn.Conv1d(6, 6, 3))
+    deep = weft.overparameterize(plain, depth=3, keep_function=False)
+    assert all(p.is_meta for p in deep.parameters()) and len(deep[1].layers) == 3
+    with pytest.raises(ConversionError, match="no values to fit"):
+        weft.overparameterize(plain)

@@ -7,6 +7,8 @@ from torch import nn
 
 import weft
 from weft.errors import BudgetError, FitError, OptionError, SizeError
+from weft.models.factory import LayerFactory
+from weft.models.wide_resnet import WideBlock
 
 
 def net() -> nn.Sequential:
@@ -120,3 +122,66 @@ def test_approximate_refuses_bad_input() -> None:
     with pytest.raises(BudgetError, match="smallest share") as caught:
         weft.approximate(torch.randn(30, 40), "low_rank", share=0.01)
     assert weft.approximate(torch.randn(30, 40), "low_rank", share=caught.value.smallest_share).rank == 1
+
+
+def test_shared_numbers_are_counted_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(50, 8), nn.Linear(8, 50, bias=False)
+            self.head.weight = self.table.weight
+            self.layer = layer
+
+    first = weft.Linear(8, 8, parametrization="low_rank", rank=2)
+    pair = nn.Sequential(first, weft.Linear(8, 8, False, parametrization=first.parametrization))
+    summary = weft.summary(Tied(pair))
+    assert summary.parameters == 50 * 8 + 2 * 16 + 8 and summary.dense_parameters == 50 * 8 + 64 + 8
+    assert [row.parameters for row in summary.rows] == [400, 400, 40, 32]
+    assert weft.summary(Tied(nn.Linear(8, 8))).share == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_plain_recurrent_layers_multiply_as_much_as_converted_ones(kind, packed) -> None:
+    plain, x = kind(8, 8, num_layers=2, bidirectional=True), torch.randn(5, 3, 8)
+    x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 4, 2])) if packed else x
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    per_step = 2 * gates * 8 * (8 + 8 + 16 + 8)  # both layers see both directions
+    for model in (plain, weft.convert(plain, "dense")):
+        assert weft.summary(model, {"input": x}).macs == per_step * (11 if packed else 15)
+        assert weft.summary(model).macs == per_step
+    assert weft.summary(plain, (x,)).share == 1
+
+
+def test_plain_attention_multiplies_as_much_as_a_converted_one() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    x = torch.randn(3, 5, 8)
+    wanted = 8 * (3 * 8) + 8 * 8 + 2 * 8 * 12
+    rows = {row.name: row.macs for row in weft.summary(model, x).rows}
+    assert rows["self_attn"] == 15 * 8 * 24 and rows["self_attn.out_proj"] == 15 * 64
+    for net in (model, weft.convert(model, "dense")):
+        assert weft.summary(net, x).macs == 15 * wanted and weft.summary(net).macs == wanted
+    cross = nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
+    call = {"query": x, "key": torch.randn(7, 5, 4), "value": torch.randn(7, 5, 6)}
+    for net in (cross, weft.convert(cross, "dense")):
+        assert weft.summary(net, call).macs == 8 * (15 * 8 + 35 * 4 + 35 * 6 + 15 * 8)
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    for layer, x in ((weft.PHMLinear(8, 8), torch.randn(3, 8)), (nn.ConvTranspose1d(2, 4, 3), torch.randn(1, 2, 5))):
+        assert weft.summary(layer, {"input": x}).macs == weft.summary(layer, x).macs > 0
+
+
+def test_angles_and_single_numbers_take_no_decay() -> None:
+    model = nn.ModuleList(
+        [
+            weft.superposition.FHRR(3, 8),
+            weft.superposition.HRR(3, 8, unitary=True),
+            weft.superposition.HRR(3, 8),
+            WideBlock(4, 4, 1, lambda _: nn.ReLU(), nn.BatchNorm2d, LayerFactory(), skip_init=True),
+        ]
+    )
+    groups = weft.parameter_groups(model, lr=0.1, weight_decay=0.01)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert [decay[id(key.vectors)] for key in model[:3]] == [0, 0, 0.01]
+    assert decay[id(model[3].alpha)] == 0

@@ -167,7 +167,7 @@ def _check_family(args: Mapping[str, Any], extra: Mapping[str, Any], key: str) -
         return []
     options = {**extra, **options}
     try:
-        record = check_options(name, options)
+        record = check_options(name, dict.fromkeys(options))  # the values are looked at one by one below
     except WeftError as error:
         return [f"{key}: {error}"]
     faults = []

@@ -24,6 +24,19 @@ _SMALL_PRODUCT = 2**23  # multiply-adds of a dense projection that no factors wi
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
+class _NoTensor:
+    """What stands for ``in_proj_weight``: torch's encoders see that it is no tensor and call the layer instead."""
+
+    _problem = "weft.MultiheadAttention has no in_proj_weight; q_proj, k_proj and v_proj have a weight each"
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise OptionError(cls._problem)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(self._problem)
+
+
 class MultiheadAttention(Composite):
     """``torch.nn.MultiheadAttention`` whose four projections are of any family.
 
@@ -155,6 +168,14 @@ class MultiheadAttention(Composite):
         names = ("embed_dim", "num_heads", "dropout", "add_zero_attn", "kdim", "vdim", "batch_first")
         biases = {"bias": module.in_proj_bias is not None, "add_bias_kv": module.bias_k is not None}
         return {**{name: getattr(module, name) for name in names}, **biases}
+
+    @property
+    def in_proj_weight(self) -> Any:
+        """Not a tensor: ``nn.TransformerEncoder`` asks for it before it takes its fused kernel, and then does not.
+
+        The weights are those of ``q_proj``, ``k_proj`` and ``v_proj``.
+        """
+        return _NoTensor()
 
     @property
     def in_proj_bias(self) -> Tensor | None:

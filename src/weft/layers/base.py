@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import copy
 import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,6 +21,7 @@ from weft.layers.foldable import Foldable
 from weft.layers.paths import Explanation, explain, plan
 from weft.modes import in_transform, is_autocast, is_tracing, plain_arithmetic
 from weft.parametrizations import Parametrization, Stage, make, record_of
+from weft.parametrizations.registry import refuse_device_and_dtype
 
 PATHS = ("auto", "factored", "dense")
 INITS = ("default", "he", "glorot")
@@ -272,11 +274,12 @@ class Layer(Foldable):
             the layer, on the same device, with the same dtype, mode and bias; ``fit_error`` holds the relative error.
 
         Raises:
-            OptionError: ``module`` is not of the plain class.
+            OptionError: ``module`` is not of the plain class, or a device or dtype is given.
             FitError: the family cannot be fitted to a given weight.
         """
         if not isinstance(module, cls.torch_class):
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
+        refuse_device_and_dtype(options)
         weight: Any = module.weight
         bias: Any = getattr(module, "bias", None)
         layer = cls(
@@ -320,6 +323,11 @@ class Layer(Foldable):
             if self.bias is not None:
                 plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return plain.train(self.training)
+
+    def _origins(self) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+        yield "weight", tuple(self.parametrization.parameters())
+        if self.bias is not None:
+            yield "bias", (self.bias,)
 
     # ------------------------------------------------------------------ nn.Module, with the cache kept right
 
@@ -386,7 +394,9 @@ class Layer(Foldable):
         if weight is not None and not any(key.startswith(inner) for key in state_dict):
             # A checkpoint of the plain layer: fit a copy, and load that instead, so that a failure changes nothing.
             del state_dict[prefix + "weight"]
-            fitted = copy.deepcopy(self.parametrization)
+            fitted, assigns = copy.deepcopy(self.parametrization), local_metadata.get("assign_to_params_buffers")
+            if assigns:  # what is assigned has the device and dtype of the checkpoint
+                _move(fitted, weight)
             try:
                 wanted = self._to_weight(torch.empty(fitted.shape, device="meta")).shape
                 if weight.shape != wanted:
@@ -403,6 +413,9 @@ class Layer(Foldable):
                     f"relative error {error:.3g}",
                     stacklevel=2,
                 )
+                if assigns:  # buffers that no state holds come along
+                    _move(self.parametrization, weight)
+                    self._replan()
                 self.parametrization.fit_error = error
                 state_dict.update(fitted.state_dict(prefix=inner))
         super()._load_from_state_dict(
@@ -418,6 +431,14 @@ _READ_ONLY = (
     "layer.weight is computed from layer.parametrization and cannot be assigned or deleted; to set it use "
     "layer.parametrization.fit_(matrix), to draw it anew layer.reset_parameters(), for a plain layer layer.fold()"
 )
+
+
+def _move(parametrization: Parametrization, like: Tensor) -> None:
+    """Bring a parametrization to the device and dtype of a tensor, from the meta device too."""
+    if any(parameter.is_meta for parameter in parametrization.parameters()):
+        parametrization.to_empty(device=like.device).to(like.dtype).reset_parameters()
+    else:
+        parametrization.to(like.device, like.dtype)
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

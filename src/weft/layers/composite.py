@@ -19,6 +19,7 @@ from weft.layers.foldable import Foldable
 from weft.layers.linear import Linear
 from weft.modes import in_transform
 from weft.parametrizations import Parametrization, Stacked, check_options, make
+from weft.parametrizations.registry import refuse_device_and_dtype
 
 #: Makes a member of a shape; what ``parametrization=`` may be beside the name of a family.
 Maker = Callable[..., Parametrization]
@@ -109,6 +110,20 @@ class Composite(Foldable):
             values.append(holder._effective_weight() if child and name == "weight" else getattr(holder, name))
         return None if values[0] is None else values[0] if len(values) == 1 else torch.cat(values)
 
+    def _origins(self) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+        for name, places in self._plain_parameters().items():
+            if self._plain_value(places) is not None:
+                yield name, tuple(self._sources(places))
+
+    def _sources(self, places: list[tuple[str, str]]) -> Iterator[nn.Parameter]:
+        """The parameters that a plain module's parameter is made of."""
+        for child, name in places:
+            holder: Any = self._modules[child] if child else self
+            if child and name == "weight":
+                yield from holder.parametrization.parameters()
+            else:
+                yield getattr(holder, name)
+
     @abc.abstractmethod
     def _kernel_macs(self, *args: Any, **kwargs: Any) -> int:
         """Multiply-adds with the weights, for the arguments of a call that ran on whole weights."""
@@ -137,6 +152,7 @@ class Composite(Foldable):
         """
         if type(module) is not cls.torch_class:
             raise OptionError(f"module must be a torch.nn.{cls.torch_class.__name__}, got {type(module).__name__}")
+        refuse_device_and_dtype(options)
         plain: dict[str, Tensor] = dict(module.named_parameters())
         like = next(iter(plain.values()))
         make_member = cls._maker(family, like.device, like.dtype, options)
@@ -217,9 +233,8 @@ class Composite(Foldable):
         for name, places in self._plain_parameters().items():
             with torch.no_grad():
                 value = self._plain_value(places)
-            holders: list[Any] = [self._modules[child] if child else self for child, _ in places]
-            trained = any(parameter.requires_grad for holder in holders for parameter in holder.parameters())
             if value is not None:
+                trained = any(source.requires_grad for source in self._sources(places))
                 owner, _, last = name.rpartition(".")
                 copy = value.detach().clone(memory_format=torch.contiguous_format)
                 setattr(plain.get_submodule(owner), last, nn.Parameter(copy, requires_grad=trained))

@@ -222,8 +222,8 @@ class _Forward(_Conv):
         }
         self._set_up_geometry(geometry, parametrization, path, init, device, dtype, options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._run(input)
 
     def _convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, output_size: list[int] | None
@@ -278,8 +278,8 @@ class _Transposed(_Conv):
         }
         self._set_up_geometry(geometry, parametrization, path, init, device, dtype, options)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._run(x, output_size)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._run(input, output_size)
 
     def _convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, output_size: list[int] | None

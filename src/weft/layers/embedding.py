@@ -84,15 +84,17 @@ class Embedding(Layer):
         shape = (num_embeddings, embedding_dim)
         self._set_up(template, shape, 1, parametrization, path, init, device, dtype, options)
 
-    def forward(self, index: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if is_autocast(self._device_type):  # a look-up is no product: torch leaves it in full precision
             with torch.autocast(self._device_type, enabled=False):
-                return self.forward(index)
-        if self._way(index) != "factored":
+                return self.forward(input)
+        if self._way(input) != "factored":
             padding = -1 if self.padding_idx is None else self.padding_idx
-            return torch.embedding(self._effective_weight(), index, padding)  # F.embedding's checks upset jit.trace
-        y = self.parametrization.rows(index)
-        return y if self.padding_idx is None else y.masked_fill((index == self.padding_idx)[..., None], 0)
+            return torch.embedding(self._effective_weight(), input, padding)  # F.embedding's checks upset jit.trace
+        # Families count on indices in 0..O-1, and some would give another row for others; this raises, as torch does.
+        places = torch.arange(self.num_embeddings, device=input.device).unsqueeze(1)
+        y = self.parametrization.rows(torch.embedding(places, input).squeeze(-1))
+        return y if self.padding_idx is None else y.masked_fill((input == self.padding_idx)[..., None], 0)
 
     def _to_weight(self, matrix: Tensor) -> Tensor:
         if self.padding_idx is None:

@@ -120,19 +120,19 @@ class Linear(Layer):
         shape = (out_features, in_features)
         self._set_up(template, shape, 1, parametrization, path, init, device, dtype, options)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # Straight from the dictionaries: nn.Module's attribute look-up is a third of the overhead of a small layer.
         parameters = self._parameters
         bias = parameters["bias"] if "bias" in parameters else self.bias  # FSDP1 makes it a plain attribute
-        way = self._way(x)
+        way = self._way(input)
         if way == "factored":
             weight: Parametrization = self._modules["parametrization"]  # type: ignore[assignment]
-            if self._traffic and self._runs_in_chunks(x):
-                return in_chunks(weight.linear, x, self._traffic, bias)
-            return weight.linear(x, bias)
+            if self._traffic and self._runs_in_chunks(input):
+                return in_chunks(weight.linear, input, self._traffic, bias)
+            return weight.linear(input, bias)
         if way.endswith("stages") and (stages := self._current_stages(way)) is not None:
-            return run_stages(x, stages, bias, inference=way == "cached stages")
-        return F.linear(x, self._effective_weight(), bias)
+            return run_stages(input, stages, bias, inference=way == "cached stages")
+        return F.linear(input, self._effective_weight(), bias)
 
     def _runs_in_chunks(self, x: Tensor) -> bool:
         """Whether rows are many, nobody wants gradients, and nothing records the program, which this would restrict."""

@@ -107,7 +107,7 @@ class _Recurrent(Composite):
     def flatten_parameters(self) -> None:
         """Nothing: there are no stored weights to lay out. Here because models call it on torch's modules."""
 
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:  # noqa: A002, torch's name
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Refuse inputs of the wrong width; torch's own check would build every weight to see its dtype.
 
         Args:
@@ -129,7 +129,7 @@ class _Recurrent(Composite):
     check_forward_args: Any = nn.RNNBase.check_forward_args
     permute_hidden: Any = nn.RNNBase.permute_hidden
 
-    def _kernel_macs(self, input: Any, *_: Any, **__: Any) -> int:  # noqa: A002, torch's name
+    def _kernel_macs(self, input: Any, *_: Any, **__: Any) -> int:
         data = input.data if isinstance(input, PackedSequence) else input
         steps = data.numel() // self.input_size  # of all sequences together
         return steps * sum(math.prod(layer.parametrization.shape) for layer in self._layers().values())

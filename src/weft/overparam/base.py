@@ -161,6 +161,11 @@ class EPLayer(Foldable):
     def _normalised(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Batch norm over the channels."""
 
+    def _biases(self) -> list[nn.Parameter]:
+        """What the bias of the effective layer is made of: those of the sub-layers and of their batch norms."""
+        holders: list[Any] = [*self.layers, *self._all_norms()]
+        return [holder.bias for holder in holders if holder.bias is not None]
+
     def factors(self) -> list[Tensor]:
         """The kernels of the sub-layers and of the learned skips."""
         return [self._kernel(layer) for layer in (*self.layers, *self.skips.values())]
@@ -233,26 +238,26 @@ class EPLayer(Foldable):
 
     # ------------------------------------------------------------------ running
 
-    def forward(self, x: Tensor, expanded: bool = False) -> Tensor:
+    def forward(self, input: Tensor, expanded: bool = False) -> Tensor:
         """Apply the layer.
 
         Args:
-            x: as the plain layer's.
+            input: as the plain layer's.
             expanded: whether the sub-layers must run one by one, whatever is cheaper; the result is the same.
 
         Returns:
             as the plain layer's.
         """
         if expanded or (self.training and len(self.norms)):
-            return self._expanded(x)
+            return self._expanded(input)
         cached = self._cached()
         if cached is not None:
-            return self._run(x, *cached)
-        if not self._collapses(x):
-            return self._expanded(x)
+            return self._run(input, *cached)
+        if not self._collapses(input):
+            return self._expanded(input)
         if self.norm is not None and self.training:
-            return self._normalised(self._run(x, *self._composed()), self.norm)
-        return self._run(x, *self._collapsed())
+            return self._normalised(self._run(input, *self._composed()), self.norm)
+        return self._run(input, *self._collapsed())
 
     def _collapses(self, x: Tensor) -> bool:
         """Whether to put the layer together in this call."""
@@ -317,6 +322,8 @@ class EPLayer(Foldable):
                 layer._take(weight.detach(), bias)
         for parameter in layer.parameters():
             parameter.requires_grad_(weight.requires_grad)
+        for shift in layer._biases():
+            shift.requires_grad_(weight.requires_grad if bias is None else bias.requires_grad)
         return layer.train(module.training)
 
     def _take(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -365,11 +372,14 @@ class EPLayer(Foldable):
                 "layer has none; keep the layer as it is, it runs collapsed in evaluation"
             )
         plain = self.torch_class(**self._arguments(), device="meta")
-        trained = any(parameter.requires_grad for parameter in self.parameters())
+        biases = self._biases()
+        shifts = any(parameter.requires_grad for parameter in biases)
+        trained = any(parameter.requires_grad for parameter in self.parameters() if parameter not in set(biases))
         with plain_arithmetic(self._kernel(self.layers[0]).device.type):
-            for name, value in zip(("weight", "bias"), self._collapsed(), strict=True):
-                if value is not None:
-                    setattr(plain, name, nn.Parameter(value.detach().clone(), requires_grad=trained))
+            weight, bias = self._collapsed()
+            plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
+            if bias is not None:
+                plain.bias = nn.Parameter(bias.detach().clone(), requires_grad=shifts)
         return plain.train(self.training)
 
     # ------------------------------------------------------------------ nn.Module, with the cache kept right

@@ -52,11 +52,12 @@ def balanced_factors(kernel: Tensor, depth: int, hidden: int, groups: int = 1) -
         )
     exact = kernel.to(torch.promote_types(kernel.dtype, torch.float64))
     u, s, vh = torch.linalg.svd(exact.reshape(groups, rows, -1), full_matrices=False)
+    alive = s > torch.finfo(torch.promote_types(kernel.dtype, torch.float32)).eps * torch.linalg.vector_norm(exact)
     root = s ** (1 / depth)
-    spare = torch.randn(groups, width - rank, vh.shape[-1], dtype=vh.dtype, device=vh.device) * vh.shape[-1] ** -0.5
-    first = torch.cat([root[..., None] * vh, spare], dim=1)
-    scales = torch.cat([root, root.new_ones(groups, width - rank)], dim=1)
-    last = torch.cat([u * root[:, None], u.new_zeros(groups, rows, width - rank)], dim=2)
+    spare = torch.randn(groups, width, vh.shape[-1], dtype=vh.dtype, device=vh.device) * vh.shape[-1] ** -0.5
+    first = torch.cat([torch.where(alive[..., None], root[..., None] * vh, spare[:, :rank]), spare[:, rank:]], dim=1)
+    scales = torch.cat([torch.where(alive, root, 1), root.new_ones(groups, width - rank)], dim=1)
+    last = torch.cat([u * torch.where(alive, root, 0)[:, None], u.new_zeros(groups, rows, width - rank)], dim=2)
     ones = (1,) * len(size)
     factors = [first.reshape(hidden, columns, *size)]
     factors += [torch.diag_embed(scales).reshape(hidden, width, *ones) for _ in range(depth - 2)]

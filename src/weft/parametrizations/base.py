@@ -248,8 +248,8 @@ class Parametrization(nn.Module, abc.ABC):
 
         Raises:
             SizeError: wrong shapes.
-            FitError: values that are not finite, parameters on the meta device, a family that cannot be fitted, or
-                more memory needed than is free.
+            FitError: values that are not finite, parameters on the meta device, a complex target of real parameters,
+                a family that cannot be fitted, or more memory needed than is free.
         """
         if tuple(target.shape) != self.shape:
             raise SizeError(f"target of fit_ must have the shape (out, in) = {self.shape}, got {tuple(target.shape)}")
@@ -260,6 +260,11 @@ class Parametrization(nn.Module, abc.ABC):
             raise FitError("fit_ needs values: target or parameters are on the meta device; call to_empty first")
         if not torch.isfinite(target).all() or (gram is not None and not torch.isfinite(gram).all()):
             raise FitError("target and gram of fit_ must be finite, got NaN or infinity; clean the checkpoint first")
+        if target.is_complex() and first is not None and not first.is_complex():
+            raise FitError(
+                f"target of fit_ is complex ({target.dtype}) and the parameters are real ({first.dtype}), which would "
+                f"lose its imaginary part; fit target.real, or make the parameters complex with dtype="
+            )
         device = target.device if first is None else first.device
         work = torch.promote_types(target.dtype, torch.float32 if first is None else first.dtype)
         work = torch.promote_types(work, torch.float32)
@@ -267,7 +272,7 @@ class Parametrization(nn.Module, abc.ABC):
         target = target.detach().to(device, work)
         gram = None if gram is None else gram.detach().to(device, work)
         with torch.autocast(device.type, enabled=False):
-            self._fit(target, gram)
+            self._fit(target, gram if gram is not None and gram.any() else None)  # all zero, it prefers no member
             self.fit_error = relative_error(self.dense().to(work), target, gram)
         return self.fit_error
 
@@ -345,8 +350,7 @@ def relative_error(matrix: Tensor, target: Tensor, gram: Tensor | None = None) -
 
     def square(w: Tensor) -> float:
         w = w.detach().to(torch.promote_types(w.dtype, torch.float64))
-        weighed = w if gram is None else w @ gram.to(torch.promote_types(gram.dtype, w.dtype))
-        return float((w.conj() * weighed).sum().real.clamp(min=0))
+        return float((w.conj() * (w @ gram.to(w.dtype) if gram is not None else w)).sum().real.clamp(min=0))
 
     error, size = square(matrix - target), square(target)
     return math.sqrt(error / size) if size > 0 else (0.0 if error == 0 else math.inf)

@@ -185,6 +185,10 @@ class Butterfly(Parametrization):
         return 2 * self.size**2 + following
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
+        if not target.any():  # all factors zero would have no gradients, for ever
+            self.reset_parameters()
+            self.factors[self.levels - 1] = 0
+            return
         padded = F.pad(target, (0, self.size - self.shape[1], 0, self.size - self.shape[0]))
         nearest = torch.stack(nearest_butterfly(padded.unsqueeze(0)))
         self.factors[: self.levels].copy_(nearest.reshape(self.levels, 4, -1))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization
-from weft.parametrizations.low_rank import nearest_low_rank
+from weft.parametrizations.low_rank import nearest_low_rank, negligible
 from weft.parametrizations.registry import Family, register
 
 
@@ -144,11 +144,12 @@ class Chain(Parametrization):
             self.first.copy_(target)
             return
         # Singular values in equal parts on all factors: then they are balanced, W_l W_l^T = W_(l+1)^T W_(l+1), as
-        # gradient descent keeps them. Width beyond the rank passes random numbers that the last factor does not use
-        # yet, so that it can learn to.
+        # gradient descent keeps them. Width beyond the rank of the target passes random numbers that the last factor
+        # does not use yet, so that it can learn to.
         rank = min(self.hidden, *self.shape)
         left, right = nearest_low_rank(target.to(torch.promote_types(target.dtype, torch.float64)), rank, gram)
         u, s, vh = torch.linalg.svd(left @ right, full_matrices=False)
+        rank = min(rank, int((s > negligible(target)).sum()))
         root = s[:rank] ** (1 / self.depth)
         nn.init.normal_(self.first, std=self.shape[1] ** -0.5)
         self.first[:rank] = root[:, None] * vh[:rank]

@@ -136,6 +136,16 @@ class Hierarchical(Parametrization):
         bound = torch.from_numpy(np.concatenate(bounds)).to(self.values)
         self.values.uniform_(-1, 1).mul_(F.pad(bound, (0, self.numbers - len(bound))))
 
+    def _clear_left(self) -> None:
+        """Make all U and the dense blocks zero, and W with them; V stay as they are."""
+        first = 0
+        for leaves, rank in zip(self._tree, self._ranks, strict=True):
+            right, left, _ = terms(leaves, rank)
+            first += int(leaves.sizes[right[:, 0], 1].sum())
+            end = first + int(leaves.sizes[left[:, 0], 0].sum())
+            self.values[first:end] = 0
+            first = end
+
     def dense(self) -> Tensor:
         identity = torch.eye(self.shape[1], dtype=self.values.dtype, device=self.values.device)
         return product(self._plan, self.index, self.values, identity)
@@ -169,10 +179,11 @@ class Hierarchical(Parametrization):
         levels = [decomposed(target, leaves) for leaves in self._tree]
         squares = [level.squares() for level in levels]
         ranks, _ = best_ranks(self._sizes(), squares, self.numbers, negligible(target))
-        if ranks.any():
-            self._arrange(ranks)
-        else:
-            self._spread()  # of zero, all ranks are the best
+        if not ranks.any():  # of zero, all ranks are the best, but factors that are both zero have no gradients
+            self.reset_parameters()
+            self._clear_left()
+            return
+        self._arrange(ranks)
         numbers = packed(self._tree, self._ranks, levels)
         self.values.copy_(F.pad(numbers, (0, self.numbers - len(numbers))))
         if gram is not None:

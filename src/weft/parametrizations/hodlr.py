@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization, too_small
-from weft.parametrizations.low_rank import nearest_low_rank
+from weft.parametrizations.low_rank import nearest_low_rank, negligible, revived
 from weft.parametrizations.partition import Block
 from weft.parametrizations.parts import part_sizes
 from weft.parametrizations.refine import refine
@@ -270,14 +270,16 @@ class HODLR(Parametrization):
         down = target.new_zeros(self._levels, self.rank, self.shape[1])
         w = target.clone()
         for level, a, c in far:
-            up[a, level], down[level, :, c] = nearest_low_rank(target[a, c], self.rank)
+            factors = revived(*nearest_low_rank(target[a, c], self.rank), negligible(target))
+            up[a, level], down[level, :, c] = factors
             w[a, c] = up[a, level] @ down[level, :, c]
         if gram is not None and far:
             # The outputs mix the blocks of a row, so each is brought to its optimum with the others held, in turn.
             for _ in range(_SWEEPS):
                 for level, a, c in far:
                     wanted = w[a, c] - _share_of(w[a] - target[a], gram, c)
-                    up[a, level], down[level, :, c] = nearest_low_rank(wanted, self.rank, gram[c, c])
+                    factors = revived(*nearest_low_rank(wanted, self.rank, gram[c, c]), negligible(target))
+                    up[a, level], down[level, :, c] = factors
                     w[a, c] = up[a, level] @ down[level, :, c]
                 for a, c in zip(rows, columns, strict=True):
                     w[a, c] -= _share_of(w[a] - target[a], gram, c)

@@ -315,6 +315,10 @@ class Kronecker(Parametrization):
         if self._constant is not None:
             self.blocks.copy_(best_blocks(self._constant.to(target), target, gram))
             return
+        if not target.any():  # all factors zero would have no gradients, for ever
+            self.reset_parameters()
+            self.blocks.zero_()
+            return
         if self.rank is not None:  # rounding errors of A, which has no small rank, would be decomposed too
             target, gram = target.double(), None if gram is None else gram.double()
         mixing, blocks = nearest_kronecker_sum(target, self.n)

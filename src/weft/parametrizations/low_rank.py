@@ -50,6 +50,39 @@ def nearest_low_rank(target: Tensor, rank: int, gram: Tensor | None = None) -> t
     return left.to(target.dtype), right.to(target.dtype)
 
 
+def negligible(target: Tensor) -> float:
+    """Singular values that rounding alone makes.
+
+    Args:
+        target: (O, I).
+
+    Returns:
+        the largest of them.
+    """
+    return float(torch.linalg.vector_norm(target)) * torch.finfo(target.dtype).eps
+
+
+def revived(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Factors of the same product in which every term can learn.
+
+    Where both parts of a term are zero, so are the gradients of both, for ever. There the right part is drawn as at the
+    start and the left one becomes zero: the next step then finds the left one.
+
+    Args:
+        left: (..., O, R).
+        right: (..., R, I).
+        tolerance: size of terms left[:, r] right[r] up to which they are taken for zero.
+
+    Returns:
+        both factors, changed where terms were zero.
+    """
+    zero = left.norm(dim=-2) * right.norm(dim=-1) <= tolerance
+    if not zero.any():
+        return left, right
+    drawn = torch.empty_like(right).uniform_(-1, 1) * right.shape[-1] ** -0.5
+    return left.masked_fill(zero.unsqueeze(-2), 0), torch.where(zero.unsqueeze(-1), drawn, right)
+
+
 class LowRank(Parametrization):
     """A matrix of rank at most R: W = left right.
 
@@ -140,7 +173,7 @@ class LowRank(Parametrization):
         return self.rank * self.shape[0] * self.shape[1]
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
-        left, right = nearest_low_rank(target, self.rank, gram)
+        left, right = revived(*nearest_low_rank(target, self.rank, gram), negligible(target))
         self.left.copy_(left)
         self.right.copy_(right)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from weft.errors import OptionError
 from weft.parametrizations.base import Parametrization, relative_error, too_small
+from weft.parametrizations.low_rank import negligible, revived
 from weft.parametrizations.refine import refine
 from weft.parametrizations.registry import Family, register
 
@@ -229,9 +230,15 @@ class Monarch(Parametrization):
         rows, columns = self.blocks * self.height, self.blocks * self.width
         padded = F.pad(target, (0, columns - self.shape[1], 0, rows - self.shape[0]))
         self._set(*nearest_monarch(padded, self.blocks, self.blocks, self.rank))
-        if gram is None:
-            return
-        gram = gram.double()
+        if gram is not None:
+            self._fit_weighted(target, padded, gram.double())
+        v = self.right.unflatten(1, (self.blocks, self.rank)).transpose(0, 1)
+        u = self.left.unflatten(2, (self.blocks, self.rank)).transpose(1, 2)
+        self._set(*_pack(*revived(u, v, negligible(target))))
+
+    def _fit_weighted(self, target: Tensor, padded: Tensor, gram: Tensor) -> None:
+        """Better than the nearest member where a Gram matrix weighs the error."""
+        columns = padded.shape[1]
         unused = columns - self.shape[1]
         wide = F.pad(gram, (0, unused, 0, unused))
         plain = [parameter.clone() for parameter in (self.left, self.right)]

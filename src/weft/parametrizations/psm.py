@@ -256,7 +256,9 @@ class PSM(Parametrization):
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         size = float(target.norm())
         if size == 0:
-            self.values.zero_()
+            # All values zero would have no gradients, for ever: the first factor alone is zero, and learns first.
+            self.reset_parameters()
+            self.values[: self.counts[0]] = 0
             return
         shared, scaled = self.last_share is None, (target / size).float()
         counts = _counts(self.nonzeros, self.factors, self.last_share)

@@ -7,8 +7,9 @@ The loss is the squared error of the matrix, or of the outputs where a Gram matr
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ def refine(
     """Quasi-Newton (L-BFGS) steps on all parameters of a member, from where they are; never worse than that.
 
     Args:
-        member: changed in place. Its ``dense()`` must be differentiable; parameters in half precision are refused by
-            nobody but gain little.
+        member: changed in place. Its ``dense()`` must be differentiable; one in half precision is refined as a copy in
+            the target's precision, and rounded.
         target: (O, I).
         gram: (I, I) Gram matrix of the inputs, or None.
         steps: largest number of iterations, each of a few evaluations of ``dense()`` and its gradient.
@@ -59,6 +60,14 @@ def refine(
         >>> refine(member, target) < start
         True
     """
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in member.parameters()):
+        wide: Any = copy.deepcopy(member)
+        wide.to(target.dtype)
+        error = refine(wide, target, gram, steps=steps, tolerance=tolerance)
+        with torch.no_grad():
+            for parameter, value in zip(member.parameters(), wide.parameters(), strict=True):
+                parameter.copy_(value)
+        return error
     parameters = [parameter for parameter in member.parameters() if parameter.is_floating_point()]
     wanted = [parameter.requires_grad for parameter in parameters]
     scale = float((target * (target if gram is None else target @ gram)).sum())

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Number, Real
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -171,13 +174,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> Family:
 
     Args:
         name: of the family.
-        options: option name to value; only the names are checked.
+        options: option name to value; a value of None says nothing.
 
     Returns:
         the record of the family.
 
     Raises:
-        OptionError: an option is unknown. Whether ``share`` goes with the other options is checked by ``within``.
+        OptionError: an option is unknown, or of another type than the family's constructor says. Whether ``share`` goes
+            with the other options is checked by ``within``.
     """
     record = family(name)
     known = {*record.options, "share"} | (COMMON - {"shape"})
@@ -187,7 +191,60 @@ def check_options(name: str, options: Mapping[str, Any]) -> Family:
             raise OptionError(
                 f"family {name!r} has no option {option!r} (it takes: {takes}){nearest_name(option, known)}"
             )
+    kinds = {**_annotations(record.cls), "share": float}
+    for option, value in options.items():
+        if (
+            value is not None
+            and option in {"share", *record.options}
+            and (wanted := _mismatch(value, kinds.get(option, Any)))
+        ):
+            raise OptionError(f"{option} of family {name!r} must be {wanted}, got {value!r}")
     return record
+
+
+def refuse_device_and_dtype(options: Mapping[str, Any]) -> None:
+    """Refuse options that follow from what is replaced or approximated.
+
+    Args:
+        options: option name to value.
+
+    Raises:
+        OptionError: a device or a dtype is among them.
+    """
+    if taken := [option for option in ("device", "dtype") if option in options]:
+        raise OptionError(
+            f"{' and '.join(taken)} cannot be given: it is that of what is replaced or approximated; move that "
+            f"first with .to()"
+        )
+
+
+@functools.cache
+def _annotations(cls: type[Parametrization]) -> Mapping[str, Any]:
+    """What the constructor says about the types of its arguments."""
+    with contextlib.suppress(NameError):  # a name that only type checkers see
+        return get_type_hints(cls.__init__)
+    return {}
+
+
+#: Kinds of options that are checked: how each is called, and what it is.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    str: ("a name", lambda value: isinstance(value, str)),
+}
+
+
+def _mismatch(value: Any, annotation: Any) -> str | None:
+    """What a value should be; None if it is, or if nobody can tell: only numbers and names are judged."""
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+    others = [kind for kind in kinds if kind not in _KINDS]
+    if any(_KINDS[kind][1](value) for kind in kinds if kind in _KINDS):
+        return None
+    if others and (Any in others or not isinstance(value, Number | str)):
+        return None
+    names = [_KINDS[kind][0] for kind in kinds if kind in _KINDS]
+    return " or ".join([*names, *(["a table"] if others else [])])
 
 
 def make(name: str, shape: tuple[int, int], *, target: Tensor | None = None, **options: Any) -> Parametrization:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.errors import OptionError, SizeError
+from weft.errors import FitError, OptionError, SizeError
 from weft.parametrizations.base import Parametrization, relative_error
 from weft.parametrizations.quaternion import INITIAL_LAWS, check_weight_init
 from weft.parametrizations.registry import Family, register
@@ -161,6 +161,11 @@ class QuaternionRotation(Parametrization):
 
     def _fit(self, target: Tensor, gram: Tensor | None) -> None:
         rows, columns = self.quaternions.shape[1:]
+        if not self._scales() and not target.any():
+            raise FitError(
+                "target of fit_ is zero, and rotations have a fixed size, so none is near it; use scale=True, or leave "
+                "this layer as it is"
+            )
         real = self.n - 3
         blocks = target.double().reshape(self.n, rows, self.n, columns)[real:, :, real:].permute(1, 3, 0, 2)
         self._take(slice(None), blocks, blocks.new_full((), 3.0))

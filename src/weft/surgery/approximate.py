@@ -37,7 +37,7 @@ def approximate(
     Raises:
         SizeError: ``matrix`` has not two dimensions.
         BudgetError: ``share`` too small; names the smallest that works.
-        FitError: values that are not finite, or a family that cannot be fitted.
+        FitError: values that are complex or not finite, or a family that cannot be fitted.
 
     Example:
         >>> import torch, weft

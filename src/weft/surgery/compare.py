@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weft.errors import BudgetError, FitError, SizeError, WeftError
 from weft.parametrizations import Parametrization, families, make
 from weft.parametrizations import family as record_by_name
+from weft.parametrizations.registry import refuse_device_and_dtype
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def compare(
         SizeError: ``matrix`` has not two dimensions, or ``gram`` is not (in, in).
         BudgetError: ``share`` is outside (0, 1].
         UnknownNameError: no such family.
-        FitError: values that are not finite.
+        FitError: values that are complex or not finite.
 
     Example:
         >>> import torch
@@ -114,6 +116,7 @@ def fitted(name: str, matrix: Tensor, gram: Tensor | None, **options: Any) -> Pa
     Returns:
         the member, on the matrix's device and in its dtype.
     """
+    refuse_device_and_dtype(options)
     shape = (matrix.shape[0], matrix.shape[1])
     member = make(name, shape, target=matrix, device=matrix.device, dtype=matrix.dtype, **options)
     member.fit_(matrix, gram)
@@ -131,8 +134,16 @@ def as_matrix(matrix: Any) -> Tensor:
 
     Raises:
         SizeError: it has not two dimensions.
+        FitError: its numbers are complex.
     """
+    if isinstance(matrix, np.ndarray) and any(stride < 0 for stride in matrix.strides):
+        matrix = matrix.copy()  # a view in reverse order, which torch cannot share
     tensor = torch.as_tensor(matrix)
+    if tensor.is_complex():
+        raise FitError(
+            f"matrix must be real, got {tensor.dtype}: not every family can be complex; approximate matrix.real and "
+            f"matrix.imag one by one, or fit a member made with dtype={tensor.dtype} by its fit_"
+        )
     if tensor.dim() != 2:
         raise SizeError(f"matrix must have two dimensions (out, in), got shape {tuple(tensor.shape)}; reshape it first")
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from weft.errors import ConversionError, WeftError
+from weft.errors import ConversionError, OptionError, WeftError
 from weft.layers import (
     GRU,
     LSTM,
@@ -29,8 +29,8 @@ from weft.layers import (
     MultiheadAttention,
 )
 from weft.layers.composite import parametrizations_of
-from weft.layers.foldable import carry_hooks
 from weft.parametrizations import check_options
+from weft.parametrizations.registry import refuse_device_and_dtype
 from weft.surgery.tables import format_table
 from weft.surgery.walk import copy_with
 
@@ -159,7 +159,7 @@ def convert(
 
     Raises:
         UnknownNameError: no such family.
-        OptionError: an option that the family does not take.
+        OptionError: an option that the family does not take, or ``where`` is no function.
         ConversionError: nothing could be replaced; the message lists the reasons.
 
     Example:
@@ -169,6 +169,8 @@ def convert(
         >>> type(small[0]).__name__, small[0].parametrization.rank, type(small[2]).__name__
         ('Linear', 5, 'Linear')
     """
+    check_where(where)
+    refuse_device_and_dtype(options)
     record = check_options(family, options)
     if not record.has_fit:
         raise ConversionError(f"family {family!r} cannot be fitted to trained weights; choose one with has_fit")
@@ -196,7 +198,6 @@ def convert(
             if isinstance(module, Foldable):
                 done.update(module.modules())
             continue
-        carry_hooks(module, layer)
         replacements[module] = layer
         done.update(module.modules())
         weights = parametrizations_of(layer)
@@ -210,6 +211,22 @@ def convert(
         raise ConversionError(f"convert found no layer that it could replace by {family!r}: {reasons or 'no layers'}")
     new = copy_with(model, replacements)
     return (new, ConversionReport(tuple(converted), skipped)) if return_report else new
+
+
+def check_where(where: Any) -> None:
+    """Refuse names in the place of a function.
+
+    Args:
+        where: what a user gave.
+
+    Raises:
+        OptionError: it is neither a function nor None.
+    """
+    if where is not None and not callable(where):
+        raise OptionError(
+            f"where must be a function of (name, module) or None, got {where!r}; for names use "
+            f"where=lambda name, module: name in [...]"
+        )
 
 
 def owners_of_parameters(places: dict[nn.Module, list[str]]) -> dict[int, list[str]]:
@@ -229,12 +246,13 @@ def owners_of_parameters(places: dict[nn.Module, list[str]]) -> dict[int, list[s
     return owners
 
 
-def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+def obstacle(module: nn.Module, owners: dict[int, list[str]], needs_values: bool = True) -> str | None:
     """Why a layer cannot be replaced whatever the new weight is.
 
     Args:
         module: a layer of torch or of Weft.
         owners: as ``owners_of_parameters`` gives them.
+        needs_values: whether its weight will be fitted.
 
     Returns:
         the reason, None if it can be replaced.
@@ -243,6 +261,8 @@ def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
         return "it is a Weft layer already; fold the model first to convert it anew"
     if type(module) not in _REPLACEMENTS:
         return f"{type(module).__name__} is a subclass of a plain layer and may compute something else"
+    if "forward" in module.__dict__:
+        return "it has a forward of its own (module.forward was assigned) and may compute something else"
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters()):
         return "it is lazy and has no weight yet; run the model once first"
     try:
@@ -251,12 +271,12 @@ def obstacle(module: nn.Module, owners: dict[int, list[str]]) -> str | None:
         return str(error)
     if {name for name, _ in module.named_parameters()} != {name for name, _ in plain.named_parameters()}:
         return "its weight is already re-parametrised (weight norm, pruning or another); remove that first"
-    for parameter in module.parameters():
-        if parameter.is_meta:
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta and needs_values:
             return "its weight is on the meta device, so there are no values to fit"
         sharing = owners[id(parameter)]
-        if parameter.dim() > 1 and len(sharing) > 1:
-            return f"its weight is shared by several modules ({', '.join(sharing)}), and replacing one would untie them"
+        if len(sharing) > 1:
+            return f"its {name} is shared by several modules ({', '.join(sharing)}), and replacing one would untie them"
     return None
 
 

@@ -10,6 +10,7 @@ from weft.errors import OptionError
 from weft.layers import ResidualGate
 from weft.parametrizations import Parametrization, Stacked, record_of
 from weft.parametrizations.registry import OptimizerKind
+from weft.superposition import FHRR, HRR
 
 _UNDECAYED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU, ResidualGate)
 
@@ -21,8 +22,9 @@ def parameter_groups(
 
     Parameters of a parametrization follow the record of their family: at the rate that suits a dense layer, a step
     then changes the outputs of a structured layer by about as much as those of a dense one. Of the others, biases,
-    gates, slopes of PReLUs and the parameters of normalisation layers take no weight decay. Frozen parameters are left
-    out; a shared one is in one group.
+    gates, single numbers, slopes of PReLUs, the parameters of normalisation layers and the angles of ``fhrr`` and
+    unitary ``hrr`` keys, which decay would pull to one key, take no weight decay. Frozen parameters are left out; a
+    shared one is in one group.
 
     Args:
         model: any module.
@@ -71,7 +73,8 @@ def parameter_groups(
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             bias = name.startswith("bias") or name.endswith("bias")  # bias_ih_l0, in_proj_bias
-            add(parameter, 1.0, not (bias or isinstance(module, _UNDECAYED)))
+            angles = isinstance(module, FHRR) or (isinstance(module, HRR) and module.unitary)
+            add(parameter, 1.0, not (bias or angles or parameter.dim() == 0 or isinstance(module, _UNDECAYED)))
     if not groups:
         raise OptionError("model has no trainable parameters; unfreeze some, or there is nothing to optimise")
     return [{"params": groups[key], "lr": key[0], "weight_decay": key[1]} for key in sorted(groups)]

@@ -9,11 +9,10 @@ from torch import nn
 
 from weft.errors import ConversionError, OptionError, WeftError, nearest_name
 from weft.layers import Foldable
-from weft.layers.foldable import carry_hooks
 from weft.overparam import EPConv1d, EPConv2d, EPConv3d, EPLayer, EPLinear
 from weft.superposition import MIMO
 from weft.superposition.statistics import make_switchable
-from weft.surgery.convert import ConversionReport, Converted, obstacle, owners_of_parameters
+from weft.surgery.convert import ConversionReport, Converted, check_where, obstacle, owners_of_parameters
 from weft.surgery.walk import copy_with
 
 _LINEAR: dict[type[nn.Module], type[EPLayer]] = {nn.Linear: EPLinear}
@@ -79,7 +78,7 @@ def overparameterize(
         the new model, or (model, report).
 
     Raises:
-        OptionError: ``which`` or an option is unknown.
+        OptionError: ``which`` or an option is unknown, or ``where`` is no function.
         ConversionError: nothing could be replaced; the message lists the reasons.
 
     Source:
@@ -101,6 +100,7 @@ def overparameterize(
     known = ("batch_norm", "residual", "residual_intervals", "residual_mode", "negative_slope")
     if unknown := [name for name in options if name not in known]:
         raise OptionError(f"unknown option {unknown[0]!r}{nearest_name(unknown[0], known)}")
+    check_where(where)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -114,7 +114,7 @@ def overparameterize(
             continue
         if isinstance(module, (nn.MultiheadAttention, Foldable)):
             inner.update(module.modules())
-        reason = _reason(module, which, owners)
+        reason = _reason(module, which, owners, keep_function)
         if reason is None and where is not None and not any(where(name, module) for name in names):
             reason = "where(name, module) said no"
         if reason is None:
@@ -127,7 +127,6 @@ def overparameterize(
         if reason is not None:
             skipped[names[0]] = reason
             continue
-        carry_hooks(module, layer)
         replacements[module] = layer
         stored = sum(factor.numel() for factor in layer.factors())
         share = stored / layer.effective_size[0]
@@ -148,11 +147,11 @@ def _switch_norms(model: nn.Module) -> None:
             module.head = make_switchable(module.head, module.capacities)
 
 
-def _reason(module: nn.Module, which: str, owners: dict[int, list[str]]) -> str | None:
+def _reason(module: nn.Module, which: str, owners: dict[int, list[str]], keep_function: bool) -> str | None:
     """Why a layer stays as it is, None if it can be replaced."""
     kinds = _WHICH[which]
     if type(module) in _WHICH["all"] and type(module) not in kinds:
         return f"which={which!r} leaves it out"
     if not isinstance(module, Foldable) and not isinstance(module, tuple(kinds)):
         return f"{type(module).__name__} has no over-parametrised form"
-    return obstacle(module, owners)
+    return obstacle(module, owners, needs_values=keep_function)

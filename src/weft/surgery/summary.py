@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from weft.hypernet import HyperNetwork
-from weft.layers import Composite, Foldable, Layer
+from weft.layers import Composite, Foldable, Layer, MultiheadAttention
 from weft.layers.composite import parametrizations_of, weft_modules
 from weft.overparam import EPLayer
 from weft.surgery.tables import format_table
 from weft.surgery.walk import call, evaluation
 
 _HEADERS = ("layer", "type", "family", "parameters", "share", "multiply-adds", "relative error")
-_PLAIN = (nn.Linear, nn.modules.conv._ConvNd)
+_PLAIN = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ class Summary:
         rows: one per module with parameters of its own.
         dense_parameters: numbers of the same model with dense weights.
         per_row: whether multiply-adds are those of one row, because there was no example.
+        shared: numbers that stand in several rows, beyond the first time.
     """
 
     rows: tuple[Row, ...]
     dense_parameters: int
     per_row: bool
+    shared: int = 0
 
     @property
     def parameters(self) -> int:
-        """Stored numbers of the model."""
-        return sum(row.parameters for row in self.rows)
+        """Stored numbers of the model, shared ones once."""
+        return sum(row.parameters for row in self.rows) - self.shared
 
     @property
     def macs(self) -> int:
@@ -99,25 +102,40 @@ def summary(model: nn.Module, example: Any = None) -> Summary:
     """
     macs = {} if example is None else _count(model, example)
     rows: list[Row] = []
-    dense = 0
+    dense = shared = 0
+    seen: set[nn.Parameter] = set()
     ours: dict[nn.Module, Foldable] = {module: module for _, module in weft_modules(model)}
     inside = {part for module in ours for part in module.modules()}
     for name, module in model.named_modules():
         if module in ours:
             row, size = _row(name, ours[module], None if example is None else macs)
             rows.append(row)
-            dense += size
+            shared += sum(p.numel() for p in module.parameters() if p in seen)
+            dense += size - _dense_again(ours[module], size, seen)
+            seen.update(module.parameters())
             continue
         if module in inside:
             continue  # part of a Weft layer that is counted already
-        own = sum(p.numel() for p in module._parameters.values() if p is not None)
-        if own:
+        parameters = {name: p for name, p in module._parameters.items() if p is not None}
+        if own := sum(p.numel() for p in parameters.values()):
             plain = isinstance(module, _PLAIN)
-            one_row = module.weight.numel() if isinstance(module, _PLAIN) else 0
+            one_row = sum(p.numel() for parameter, p in parameters.items() if "weight" in parameter)
             plain_count = (one_row if example is None else macs.get(module, 0)) if plain else None
-            dense += own
+            again = sum(p.numel() for p in parameters.values() if p in seen)
+            shared, dense = shared + again, dense + own - again
+            seen.update(parameters.values())
             rows.append(Row(name, type(module).__name__, "plain", own, 1.0 if plain else None, plain_count, None))
-    return Summary(tuple(rows), dense, example is None)
+    return Summary(tuple(rows), dense, example is None, shared)
+
+
+def _dense_again(layer: Foldable, size: int, seen: set[nn.Parameter]) -> int:
+    """Of the numbers of the plain layer, those that rows before counted."""
+    if not isinstance(layer, Layer | Composite):
+        return size if seen.issuperset(layer.parameters()) else 0
+    weights = parametrizations_of(layer)
+    inside = {p for w in weights for p in w.parameters()}
+    repeated = sum(math.prod(w.shape) for w in weights if seen.issuperset(w.parameters()))
+    return repeated + sum(p.numel() for p in layer.parameters() if p in seen and p not in inside)
 
 
 def _row(name: str, layer: Foldable, macs: dict[nn.Module, int] | None) -> tuple[Row, int]:
@@ -149,12 +167,20 @@ def _count(model: nn.Module, example: Any) -> dict[nn.Module, int]:
         if isinstance(module, EPLayer):
             count = output.numel() * (module.effective_size[0] // module.channels[-1])
         elif isinstance(module, Layer):
-            count = module.explain(inputs[0]).macs
+            count = module.explain(inputs[0] if inputs else named["input"]).macs
         elif isinstance(module, Composite):
             by_parts = any(part in macs for part in module._layers().values())
             count = 0 if by_parts else module._kernel_macs(*inputs, **named)
+        elif isinstance(module, nn.MultiheadAttention):
+            count = module.embed_dim * (inputs[0] if inputs else named["query"]).numel()
+            macs[module.out_proj] = macs.get(module.out_proj, 0) + count
+            count = MultiheadAttention._kernel_macs(module, *inputs, **named) - count  # type: ignore[arg-type]
+        elif isinstance(module, nn.RNNBase):
+            x: Any = inputs[0] if inputs else named["input"]
+            steps = (x.data if isinstance(x, PackedSequence) else x).numel() // module.input_size
+            count = steps * sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
-            count = inputs[0].numel() * module.weight[0].numel()
+            count = (inputs[0] if inputs else named["input"]).numel() * module.weight[0].numel()
         elif isinstance(module, nn.modules.conv._ConvNd):
             count = output.numel() * module.weight[0].numel()
         else:
