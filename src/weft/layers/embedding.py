@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weft.errors import OptionError, SizeError
 from weft.layers.base import Layer
 from weft.layers.paths import MANY_ROWS, MOST_ROWS, Explanation, Plan
-from weft.modes import is_autocast
+from weft.modes import is_autocast, is_recording
 from weft.parametrizations import Parametrization
 
 _LARGE_BATCH = 4096  # look-ups at which the last range of rows is judged
@@ -91,9 +91,10 @@ class Embedding(Layer):
         if self._way(input) != "factored":
             padding = -1 if self.padding_idx is None else self.padding_idx
             return torch.embedding(self._effective_weight(), input, padding)  # F.embedding's checks upset jit.trace
-        # Families count on indices in 0..O-1, and some would give another row for others; this raises, as torch does.
-        places = torch.arange(self.num_embeddings, device=input.device).unsqueeze(1)
-        y = self.parametrization.rows(torch.embedding(places, input).squeeze(-1))
+        if not is_recording():
+            # Families count on indices in 0..O-1, and some would give another row for others: torch's own check.
+            torch.embedding(input.new_zeros(1, 1).expand(self.num_embeddings, 1), input)
+        y = self.parametrization.rows(input)
         return y if self.padding_idx is None else y.masked_fill((input == self.padding_idx)[..., None], 0)
 
     def _to_weight(self, matrix: Tensor) -> Tensor:
