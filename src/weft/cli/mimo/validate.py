@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from weft.cli import runs
 from weft.cli.mimo.options import NETWORK, build, make_parser, model_of, recipe_of
@@ -18,6 +19,7 @@ from weft.cli.mimo.train import OPTIONS
 from weft.data import ImageData
 from weft.errors import OptionError
 from weft.superposition import MIMO, recalibrate, regrouping_spread, seconds_per_input
+from weft.torch_file import read
 
 HEADINGS = ("S", "accuracy", "images/s", "us per image", "accuracies of regroupings", "changed", "calibrated now")
 
@@ -67,14 +69,17 @@ def load(model: dict[str, Any], path: Path) -> MIMO:
         the network.
 
     Raises:
-        OptionError: the checkpoint is of another network; names the first difference.
+        OptionError: the file is no checkpoint, or that of another network; names the first difference.
     """
     net = build(model)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read(path)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise OptionError(f"{path} is no checkpoint of a run; give a file that 'weft mimo train' wrote, or its folder")
     given = {
         name.removeprefix("model."): tensor
-        for name, tensor in content["state_dict"].items()
-        if name.startswith("model.")
+        for name, tensor in state.items()
+        if name.startswith("model.") and isinstance(tensor, Tensor)
     }
     for name, tensor in net.state_dict().items():
         have = tuple(given[name].shape) if name in given else None
