@@ -198,6 +198,9 @@ def test_test_and_predict_use_the_best_checkpoint_and_agree(capsys):
         (["--model.model.init_args.width", "[8]"], "unknown argument 'width' of weft.models.SmallCNN; did you mean 'w"),
         (["--model.model.class_path", "weft.models.SmalCNN"], "has no 'SmalCNN'; did you mean 'SmallCNN'?"),
         (["--model.model.init_args.options.n", "3"], "3 does not divide 8"),
+        (["--model.model.init_args.options={n: x}"], "model.model.init_args.options.n: expected int, null, got 'x'"),
+        (["--seed_everything=-1"], "seed_everything must be in [0, 2**32), got -1"),
+        (["--model.optimizer=adamw", "--model.betas=[2,2]"], "betas must be two numbers in [0, 1), got (2.0, 2.0)"),
         (["--data.source", "nowhere"], "source='nowhere' was not found"),
         (["--checkpoint_every_n_steps", "0"], "checkpoint_every_n_steps must be at least 1, got 0"),
         (["--ckpt_path", "last"], "ckpt_path last: there is no checkpoint runs/tiny/checkpoints/last.ckpt"),
@@ -220,6 +223,18 @@ def test_all_faults_of_a_recipe_are_told_before_any_work(capsys):
     printed = capsys.readouterr().err
     assert "did you mean 'max_epochs'?" in printed and "did you mean 'batch_size'?" in printed
     assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
+
+
+def test_predicting_nothing_is_refused(good, capsys):
+    assert main(["predict", "--config", "tiny.yaml", "--run_dir", "good", "--trainer.limit_predict_batches=0"]) == 2
+    assert "there was nothing to predict" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_optimizer_is_refused(capsys):
+    same = ["--model.schedule=constant", "--trainer.limit_val_batches=0"]
+    assert fit("run", *same, "--trainer.max_steps=1") == 0
+    assert fit("run", *same, "--trainer.max_steps=2", "--ckpt_path=last", "--model.optimizer=adamw") == 2
+    assert "does not fit the model or its optimizer" in capsys.readouterr().err
 
 
 def test_testing_an_untrained_recipe_is_refused(capsys):

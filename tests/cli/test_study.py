@@ -22,7 +22,7 @@ from weft.cli import lightning
 from weft.cli.lock import exclusive
 from weft.cli.main import main
 from weft.cli.study import results as study_results
-from weft.cli.study.plan import merged
+from weft.cli.study.plan import merged, read
 
 # Lightning's command line runs on jsonargparse's older interface, which says so whenever it is built.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -378,6 +378,12 @@ def test_a_metric_that_nothing_logs_is_named_with_the_nearest(capsys):
         ({"set": {"seed_everything": 1}}, "seed_everything is not set but written as seeds"),
         ({"set": {"run_dir": "x"}}, "run_dir is not set but chosen by the study"),
         ({"set": {"trainer.max_epochs.x": 1}}, "trainer.max_epochs.x: "),
+        ({"seeds": [-1]}, "seeds must be a list of different integers in [0, 2**32), got [-1]"),
+        ({"select": {**SELECT, "seed": 2**32}}, "select.seed must be an integer in [0, 2**32), got 4294967296"),
+        (
+            {"arms": {"a": {"recipe": "digits.yaml", "set": {"model.model.class_path": 5}}}},
+            "must be an import path, got 5",
+        ),
         ({"seeds": [True]}, "seeds must be a list of different integers"),
         ({"seeds": [1, 1]}, "seeds must be a list of different integers"),
         ({"metrics": []}, "metrics must be a list of names"),
@@ -420,3 +426,12 @@ def test_faults_of_the_command_line_are_named(capsys):
     assert "no arm is called 'line'; did you mean 'a line'?" in capsys.readouterr().err
     assert main(["study", "t.yaml"]) == 2
     assert "t.yaml does not exist; did you mean 's.yaml'?" in capsys.readouterr().err
+    assert study("--seeds", "0", "-1") == 2
+    assert "seeds must be in [0, 2**32), got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../.."])
+def test_every_folder_is_inside_that_of_the_study(name):
+    assert study("--max_runs", "0", arms={name: {"recipe": "line.yaml"}}, seeds=[0]) == 0
+    run = read(Path("s.yaml")).run(name, 0)
+    assert (Path("runs/s") / run.folder).resolve().parent.parent == Path("runs/s").resolve()

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from weft.cli import runs
 from weft.cli.checkpoints import AtomicCheckpoints, Interruptible, checkpoints
-from weft.cli.faults import SETTINGS, check, explain
+from weft.cli.faults import SETTINGS, check, check_families, explain, is_seed
 from weft.cli.quiet import quiet
 from weft.cli.recipe import load_all
 from weft.data import ImageData
@@ -203,6 +203,12 @@ class CLI(LightningCLI):
         except ArgumentError as error:
             raise OptionError(self._explain(str(error))) from None
         chosen = self.config[self._command]
+        seed = chosen.seed_everything
+        if not isinstance(seed, bool) and not is_seed(seed):
+            raise OptionError(f"seed_everything must be in [0, 2**32), got {seed}")
+        # types are parsed; what a family makes of its options, the command line may have changed since the recipe
+        if faults := check_families(chosen.model.as_dict(), "model"):
+            raise OptionError("; ".join(faults))
         recipes = [Path(str(path)) for path in chosen.get("config") or []]
         self.run_dir = Path(chosen.run_dir or Path("runs") / (recipes[-1].stem if recipes else "unnamed"))
         weights = self._settle_checkpoint(chosen)
@@ -308,8 +314,14 @@ class CLI(LightningCLI):
 
         Args:
             **kwargs: as the trainer's.
+
+        Raises:
+            OptionError: there is nothing to predict.
         """
-        outputs = torch.cat([torch.as_tensor(batch).flatten(1) for batch in self.trainer.predict(**kwargs) or []]).cpu()
+        batches = [torch.as_tensor(batch).flatten(1) for batch in self.trainer.predict(**kwargs) or []]
+        if not batches:
+            raise OptionError("there was nothing to predict: no data, or trainer.limit_predict_batches leaves none")
+        outputs = torch.cat(batches).cpu()
         heading = ["class", *(f"output_{index}" for index in range(outputs.shape[1]))]
         rows = [[str(row.argmax().item()), *(f"{value:.6g}" for value in row.tolist())] for row in outputs]
         self._write("predictions.csv", "\n".join(",".join(row) for row in [heading, *rows]) + "\n")
@@ -396,7 +408,8 @@ def _strange(text: str) -> str:
     """That a checkpoint is of another model, with the beginning of torch's list of differences."""
     shown = " ".join(text.split())
     shown = shown if len(shown) <= 400 else f"{shown[:400]} ..."
-    return f"the checkpoint does not fit the model; give the recipe and the arguments it was trained with ({shown})"
+    remedy = "give the recipe and the arguments it was trained with"
+    return f"the checkpoint does not fit the model or its optimizer; {remedy} ({shown})"
 
 
 def recipe_paths(argv: list[str]) -> list[str]:

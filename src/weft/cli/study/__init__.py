@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weft.cli import lightning
+from weft.cli.faults import is_seed
 from weft.cli.lock import exclusive
 from weft.cli.study import results
 from weft.cli.study.plan import Run, Study, read
@@ -167,8 +168,6 @@ def run(command: str, argv: list[str]) -> int:
         OptionError: an argument or the file is wrong, or the folder holds the runs of another study.
     """
     args = _arguments(command, argv)
-    if args.max_runs is not None and args.max_runs < 0:
-        raise OptionError(f"max_runs must be at least 0, got {args.max_runs}")
     study = read(args.file)
     arms, seeds = _chosen("only", args.only, list(study.arms)), args.seeds or list(study.seeds)
     folder, text = args.run_dir or Path("runs") / study.name, f"weft study {args.file}"
@@ -270,4 +269,10 @@ def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
     add("--max_runs", type=int, default=None, help="stop after so many new runs")
     add("--results_dir", type=Path, default=None, help="copy table, plot and results there, under the study's name")
     add("--progress", action="store_true", help="show the progress bar of every run")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_runs is not None and args.max_runs < 0:
+        raise OptionError(f"max_runs must be at least 0, got {args.max_runs}")
+    for seed in args.seeds or ():
+        if not is_seed(seed):
+            raise OptionError(f"seeds must be in [0, 2**32), got {seed}")
+    return args
