@@ -74,6 +74,8 @@ def interop(words: str) -> tuple[str, ...]:
     return ("tests/test_interop.py", "-k", words)
 
 
+FIT_TESTS, IMAGES = ("tests/cli/test_fit.py", "-k"), ("tests/data/test_images.py", "-k", "fewer or single")
+LOCKED = ("tests/cli/test_study.py", "-k", "another_process or waits")
 BASE, RANK, KRON = "parametrizations/base.py", "parametrizations/low_rank.py", "parametrizations/kronecker.py"
 HODLR = "parametrizations/hodlr.py"
 PSM, PSM_TESTS = "parametrizations/psm", ("tests/parametrizations/test_psm.py",)
@@ -677,7 +679,73 @@ FAULTS = [
         "if True:",
         "what has ended is fitted again",
     ),
-    Fault("cli/study/__init__.py", "            self.keep()\n", "", "results are written at the end only"),
+    Fault(
+        "cli/study/__init__.py", "made += 1\n                    self.keep()", "made += 1", "results at the end only"
+    ),
+    Fault("cli/study/__init__.py", "found is None and ours", "found is None", "two processes make one run", LOCKED),
+    Fault("cli/study/__init__.py", "while self.busy and self.made", "while False", "arms are left undone", LOCKED),
+    Fault(
+        "cli/study/__init__.py",
+        "if len(tried) < len(tries)",
+        "if not tried",
+        "an arm chooses before all trials",
+        LOCKED,
+    ),
+    Fault("cli/lock.py", "fcntl.LOCK_NB", "0", "processes wait for one another", LOCKED),
+    Fault(
+        "cli/study/plan.py",
+        'slug if slug.strip(".") else "arm"',
+        "slug",
+        "an arm's folder is outside",
+        ("tests/cli/test_study.py", "-k", "inside"),
+    ),
+    Fault(
+        "cli/lightning.py",
+        "if self._begun is None and self._before is not None:",
+        "if False:",
+        "a start that trains nothing forgets what the run came to",
+        (*FIT_TESTS, "nothing_left"),
+    ),
+    Fault(
+        "cli/lightning.py",
+        "members.insert(members.index(float), int)",
+        "members.append(int)",
+        "one batch becomes all batches",
+        ("tests/cli/test_study.py", "-k", "stays_one"),
+    ),
+    Fault(
+        "cli/lightning.py",
+        "and not self.trainer.fast_dev_run",
+        "",
+        "a trial of the code writes",
+        (*FIT_TESTS, "trial_of"),
+    ),
+    Fault(
+        "cli/lightning.py",
+        "if _STRANGE_MODEL not in str(error)",
+        "if True",
+        "another model is a traceback",
+        (*FIT_TESTS, "no_whole"),
+    ),
+    Fault(
+        "cli/lightning.py",
+        'check_families(chosen.model.as_dict(), "model")',
+        "[]",
+        "families of the command line",
+        (*FIT_TESTS, "mistake"),
+    ),
+    Fault(
+        "torch_file.py",
+        "weights_only=not trusted",
+        "weights_only=False",
+        "a checkpoint runs code",
+        (*FIT_TESTS, "run_code"),
+    ),
+    Fault("data/images.py", "taken[order[: size - taken.sum()]] += 1", "pass", "too few images", IMAGES),
+    Fault("data/images.py", "random.random(len(counts)), -lost", "random.random(len(counts)), lost", "ties", IMAGES),
+    Fault("cli/mimo/options.py", "known if known in DATASETS else", "", "spelling makes another run"),
+    Fault("cli/mimo/train.py", 'SuperposedClassifier(build(training.pop("model")), **training)', "pass", "left folder"),
+    Fault("cli/mimo/validate.py", 'trained.get("final")', "False", "training images as validation"),
     Fault(
         "cli/study/__init__.py", "        if last.is_file():\n", "        if True:\n", "a diverged run ends the study"
     ),
@@ -814,7 +882,8 @@ def check_copy_is_tested() -> None:
 def plant(fault: Fault) -> tuple[str, str]:
     """Try one fault: (killed, survived, misplaced or broken; the test that noticed, or a reason)."""
     with tempfile.TemporaryDirectory() as folder:
-        path = copy_source(folder) / "weft" / fault.file
+        source = copy_source(folder)
+        path = source / "weft" / fault.file
         text = path.read_text()
         if text.count(fault.old) != 1:
             return "misplaced", f"the old text occurs {text.count(fault.old)} times"
@@ -824,7 +893,7 @@ def plant(fault: Fault) -> tuple[str, str]:
         except SyntaxError as error:
             return "broken", f"not Python: {error}"
         try:
-            run = run_tests(path.parents[2] if "/" in fault.file else path.parents[1], fault.arguments())
+            run = run_tests(source, fault.arguments())
         except subprocess.TimeoutExpired:
             return "killed", f"more than {TIMEOUT_S} s"
     failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
