@@ -43,6 +43,10 @@ class Skipping(nn.Module):
 
 NOT_A_MODEL = dict
 nothing = nn.ReLU()
+
+def empty():
+    with torch.device("meta"):
+        return small()
 '''
 
 
@@ -178,6 +182,14 @@ def test_files_that_cannot_be_used_are_refused(matrix, folder, capsys):
     np.save("complex.npy", np.ones((4, 4), complex))
     assert "complex" in refused(capsys, "complex.npy")
     torch.save(nn.Linear(2, 2), "code.pt")  # would run code when loaded
+    torch.save({"a": torch.ones(4, 4).to_sparse()}, "sparse.pt")
+    assert "a is quantized or sparse" in refused(capsys, "sparse.pt")
+    torch.save({"a": torch.ones(4, 4, device="meta")}, "meta.pt")
+    assert "a is on the device meta, without numbers" in refused(capsys, "meta.pt")
+    (folder / "empty.pt").touch()
+    assert "empty.pt cannot be read" in refused(capsys, "empty.pt")
+    (folder / "letters.pt").write_text("hello world")  # h is torch's sign for what it has seen before
+    assert "letters.pt cannot be read" in refused(capsys, "letters.pt")
     for name in ("code.pt", "text.npy", "text.safetensors", "text.pt"):
         if name.startswith("text"):
             (folder / name).write_text("no numbers here")
@@ -228,6 +240,11 @@ def test_models_that_cannot_be_used_are_refused(nets, capsys):
     assert "no linear or convolutional layer" in refused(capsys, f"{nets}:nothing")
     assert "(layers of" in refused(capsys, f"{nets}:small", "--layer", "hed.0")
     assert "--tensor" in refused(capsys, f"{nets}:small", "--tensor", "x")
+    assert "model on the device meta" in refused(capsys, f"{nets}:empty")
+    for spec in (":small", "..nets:small", f"{nets}:"):
+        assert f"given as module:callable, such as torchvision.models:resnet18; got {spec!r}" in refused(capsys, spec)
+    for device in ("foo", "cuda:99", "meta"):
+        assert f"--device {device} cannot be used here" in refused(capsys, f"{nets}:small", "--device", device)
 
 
 @pytest.mark.parametrize("lightning", [False, True])

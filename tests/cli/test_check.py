@@ -43,6 +43,11 @@ FAULTS = {
     "lr: 1e-2 -> optimizer: sdg": "model.optimizer: expected one of ['sgd', 'adam', 'adamw'], got 'sdg'; did you "
     "mean 'sgd'?",
     "lr: 1e-2 -> {lr: 1": "line ",
+    "seed_everything: 1 -> seed_everything: -1": "seed_everything: must be in [0, 2**32), got -1",
+    "seed_everything: 1 -> seed_everything: 4294967296": "seed_everything: must be in [0, 2**32), got 4294967296",
+    "{source: digits, batch_size: 64} -> null": "data: must hold the arguments of ImageData, got None; give them, or",
+    "{source: digits, batch_size: 64} -> &a {source: digits, augmentations: [*a]}": "an anchor (&NAME) is used (*NAME) "
+    "inside of what it stands for",
     "batch_size: 64 -> batch_size: 64, batch_size: 32": "key 'batch_size' is written twice",
     "{source: digits, batch_size: 64} -> {class_path: torch.nn.Identity}": "data: expected LightningDataModule",
 }

@@ -104,6 +104,23 @@ def test_run_leaves_a_whole_folder_and_is_never_overwritten(capsys):
     assert everything(run) == before
 
 
+def test_start_with_nothing_left_to_train_tells_what_the_run_came_to():
+    assert fit("run") == 0
+    assert fit("run", "--ckpt_path", "last") == 0
+    first, second = (json.loads(Path(f"run/{name}").read_text(encoding="utf-8")) for name in ("fit.json", "fit.2.json"))
+    assert second["metrics"] == first["metrics"] and first["metrics"].keys() >= {"train/loss", "val/acc"}
+    assert first["steps"] == second["steps"] == 16
+    assert 0 < second["seconds"] <= first["seconds"] < 60
+    assert fit("none", "--trainer.max_epochs=0") == 0
+    none = json.loads(Path("none/fit.json").read_text(encoding="utf-8"))
+    assert (none["metrics"], none["steps"]) == ({}, 0) and none["seconds"] < 1
+
+
+def test_trial_of_the_code_leaves_nothing(capsys):
+    assert fit("run", "--trainer.fast_dev_run=true") == 0, capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
+
+
 def test_algebra_penalty_and_residual_gates_are_options_of_a_run():
     assert fit("plain") == 0
     assert fit("sparse", "--model.algebra_l1=0.05") == 0
@@ -181,6 +198,9 @@ def test_test_and_predict_use_the_best_checkpoint_and_agree(capsys):
         (["--model.model.init_args.width", "[8]"], "unknown argument 'width' of weft.models.SmallCNN; did you mean 'w"),
         (["--model.model.class_path", "weft.models.SmalCNN"], "has no 'SmalCNN'; did you mean 'SmallCNN'?"),
         (["--model.model.init_args.options.n", "3"], "3 does not divide 8"),
+        (["--model.model.init_args.options={n: x}"], "model.model.init_args.options.n: expected int, null, got 'x'"),
+        (["--seed_everything=-1"], "seed_everything must be in [0, 2**32), got -1"),
+        (["--model.optimizer=adamw", "--model.betas=[2,2]"], "betas must be two numbers in [0, 1), got (2.0, 2.0)"),
         (["--data.source", "nowhere"], "source='nowhere' was not found"),
         (["--checkpoint_every_n_steps", "0"], "checkpoint_every_n_steps must be at least 1, got 0"),
         (["--ckpt_path", "last"], "ckpt_path last: there is no checkpoint runs/tiny/checkpoints/last.ckpt"),
@@ -205,6 +225,18 @@ def test_all_faults_of_a_recipe_are_told_before_any_work(capsys):
     assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
 
 
+def test_predicting_nothing_is_refused(good, capsys):
+    assert main(["predict", "--config", "tiny.yaml", "--run_dir", "good", "--trainer.limit_predict_batches=0"]) == 2
+    assert "there was nothing to predict" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_optimizer_is_refused(capsys):
+    same = ["--model.schedule=constant", "--trainer.limit_val_batches=0"]
+    assert fit("run", *same, "--trainer.max_steps=1") == 0
+    assert fit("run", *same, "--trainer.max_steps=2", "--ckpt_path=last", "--model.optimizer=adamw") == 2
+    assert "does not fit the model or its optimizer" in capsys.readouterr().err
+
+
 def test_testing_an_untrained_recipe_is_refused(capsys):
     assert main(["test", "--config", "tiny.yaml"]) == 2
     assert "there is no checkpoint runs/tiny/checkpoints/last.ckpt" in capsys.readouterr().err
@@ -215,6 +247,43 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (Path("exploded").absolute(),)
+
+
+@pytest.fixture
+def good(folder):
+    """A checkpoint of one step."""
+    assert fit("good", "--trainer.max_steps=1", "--trainer.limit_val_batches=0") == 0
+    return torch.load(folder / "good" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_file_that_is_no_whole_checkpoint_of_this_model_is_refused(good, capsys):
+    whole, state = Path("good/checkpoints/last.ckpt").read_bytes(), good["state_dict"]
+    name = "model.features.1.parametrization.blocks"
+    files = {
+        "cut": (whole[: len(whole) // 2], "cut.ckpt cannot be read"), "empty": (b"", "empty.ckpt cannot be read"),
+        "text": (b"hello world", "text.ckpt cannot be read"),
+        "list": ([1], "holds a list, not a checkpoint"), "tensor": (torch.ones(2), "holds a Tensor, not a checkpoint"),
+        "weights": (state, "it lacks pytorch-lightning_version, state_dict"),
+        "lacks": ({**good, "state_dict": {key: state[key] for key in state if key != name}},
+                  f'Missing key(s) in state_dict: "{name}"'),
+        "other": ({**good, "state_dict": {**state, name: state[name][:1]}}, f"size mismatch for {name}"),
+    }  # fmt: skip
+    capsys.readouterr()
+    for kind, (content, message) in files.items():
+        path = Path(f"{kind}.ckpt")
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        for command in ("test", "fit"):
+            assert main([command, "--config", "tiny.yaml", "--run_dir", "new", "--ckpt_path", str(path)]) == 2
+            printed = capsys.readouterr().err
+            assert printed.startswith("weft: ") and printed.count("\n") == 1, (kind, command, printed)
+            assert message in printed, (kind, command)
+    torch.save({key: good[key] for key in good if key != "optimizer_states"}, "weights.ckpt")
+    assert fit("new2", "--ckpt_path", "weights.ckpt") == 2
+    assert "it lacks optimizer_states" in capsys.readouterr().err
+    assert not Path("new2").exists()
 
 
 def test_checkpoint_that_would_run_code_is_refused(capsys):

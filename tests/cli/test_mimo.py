@@ -69,7 +69,12 @@ def test_validating_measures_every_s(trained, capsys):
     assert rows[0]["changed"] == 0
     assert all(row["seconds_per_image"] > 0 and row["images"] == 60 for row in rows)
     assert "accuracy" in capsys.readouterr().out
-    assert main([*command, "-c", str(trained / "checkpoints" / "last.ckpt"), "-s", "1", "--split", "val"]) == 0
+    held_out = [*command, "-c", str(trained / "checkpoints" / "last.ckpt"), "-s", "1", "--split", "val"]
+    assert main(held_out) == 2
+    assert "was trained with --final, on all training images; use --split test" in capsys.readouterr().err
+    given = json.loads((trained / "options.json").read_text())
+    (trained / "options.json").write_text(json.dumps({**given, "final": False}))
+    assert main(held_out) == 0, capsys.readouterr().err
     (row,) = json.loads((trained / "validate_mimo.2.json").read_text())["rows"]
     assert row["S"] == 1
 
@@ -78,13 +83,56 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_its_first_differenc
     assert main(["mimo", "validate", "MIMONet-10", "digits", "HRR", "4", "-c", str(trained)]) == 2
     assert "was trained with num=2, validate was asked for num=4" in capsys.readouterr().err
     assert main(["mimo", "validate", *NET, "-w", "2", "-c", str(trained)]) == 2
-    assert "width=1" in capsys.readouterr().err
+    assert "width=1.0" in capsys.readouterr().err
     (trained / "options.json").unlink()
     assert main(["mimo", "validate", *NET, "-w", "2", "-c", str(trained)]) == 2
     assert (
         "its tensor trunk.0.branch.2.weight has shape (16, 16, 3, 3), this one needs (32, 16, 3, 3)"
         in capsys.readouterr().err
     )
+
+
+def test_spelling_makes_no_other_run(trained, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        train.lightning, "run", lambda command, argv: seen.append(argv[argv.index("--run_dir") + 1]) or 1
+    )
+    same = (["MIMONet-28", "mnist", "HRR", "2"], ["mimonet", "MNI_ST", "hrr", "2", "-w", "1", "-i", "1.0"],
+            ["MIMONET28", "Mnist", "Hrr", "2", "--width=1"])  # fmt: skip
+    for given in (*same, ["MIMONet-28", "mnist", "HRR", "2", "-w", "2"]):
+        assert main(["mimo", "train", *given, "-x", "1", "-c", str(tmp_path / "runs")]) == 1, capsys.readouterr().err
+    assert len(set(seen[:3])) == 1 and len(set(seen)) == 2
+    assert seen[0].startswith(str(tmp_path / "runs" / "Experiment1" / "MIMONet-28" / "mnist" / "hrr" / "2"))
+    given = json.loads((trained / "options.json").read_text())
+    assert (given["width"], given["binding"]) == (1.0, "hrr")
+    (trained / "options.json").write_text(json.dumps({**given, "width": 1, "binding": "HRR", "model": "mimonet10"}))
+    validate = ["mimo", "validate", "mimonet-10", "digits", "hrr", "2", "-w", "1", "-b", "8", "--limit", "8"]
+    assert main([*validate, "--groupings", "2", "-c", str(trained)]) == 0, capsys.readouterr().err
+
+
+def test_files_that_are_no_checkpoint_are_refused(trained, tmp_path, capsys):
+    (tmp_path / "text.ckpt").write_text("hello world")
+    torch.save([1], tmp_path / "list.ckpt")
+    for name, message in (("text", "cannot be read"), ("list", "is no checkpoint of a run")):
+        assert main(["mimo", "validate", *NET, "-c", str(tmp_path / f"{name}.ckpt")]) == 2
+        assert message in capsys.readouterr().err
+    (trained / "options.json").write_text("[")
+    assert main(["mimo", "validate", *NET, "-c", str(trained)]) == 2
+    assert "options.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--limit=0", "limit must be at least 1, got 0"), ("--limit=-5", "limit must be at least 1, got -5"),
+        ("--calibration_batches=0", "calibration_batches must be at least 1"),
+        ("--groupings=1", "groupings must be at least 2, got 1"),
+    ],
+)  # fmt: skip
+def test_measures_out_of_range_are_refused(once, option, message, capsys):
+    (last,) = once.glob("**/last.ckpt")
+    assert main(["mimo", "validate", *NET, option, "-c", str(last)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def recipe(*arguments):
@@ -95,13 +143,14 @@ def recipe(*arguments):
 def test_short_and_long_options_mean_the_same():
     short = recipe(
         *NET,
-        *shlex.split("-w 2 -i 3 -p 0.4 -k -q -z -v -j 0.2 -o 1e-3 -u 0.8 -s 1 -b 4 -l 0.1 -d 1e-4 -a 0.5 -g 5 -t a"),
+        *shlex.split("-w 2 -i 3 -p 0.4 -k -q -z -v -j 0.2 -o 1e-3 -u 0.8 -s 1 -b 4 -l 0.1 -d 1e-4 -a 0.5 -g 5"),
+        *("-t", __file__),
     )
     long = recipe(
         *NET, "--width=2", "--initial_width=3", "--relu_parameter_init=0.4", "--skip_init", "--dirac_init",
         "--batch_norm_disabled", "--trainable_keys_disabled", "--binding_regularization=0.2",
         "--orthogonal_regularization=1e-3", "--sup_frequency=0.8", "--sup_low=1", "--batch_size=4", "--lr=0.1",
-        "--weight_decay=1e-4", "--mixup_alpha=0.5", "--gradient_clipping=5", "--transfer_learning_path=a",
+        "--weight_decay=1e-4", "--mixup_alpha=0.5", "--gradient_clipping=5", f"--transfer_learning_path={__file__}",
     )  # fmt: skip
     assert short == long
     args = short["model"]["init_args"]
@@ -143,6 +192,15 @@ def test_defaults_are_the_published_ones():
         (["MIMONet-10", "digits", "HRR", "2", "--finale"], "unknown argument --finale"),
         (["MIMONet-10", "digits", "FHRR", "2", "-i", "0.0625"], "channels must be even"),
         (["WideResNet-10", "digits", "HRR", "2", "-p", "1"], "relu_parameter_init is for"),
+        (["MIMONet-10", "mnits", "HRR", "2"], "; did you mean 'mnist'? (source='mnits' was not found"),
+        ([*NET, "-w", "nan"], "width must be above 0 and finite, got nan"),
+        ([*NET, "-i", "0"], "initial_width must be above 0 and finite, got 0.0"),
+        ([*NET, "-r", "-1"], "random_seed must be in [0, 2**32), got -1"),
+        ([*NET, "-r", "99999999999999"], "random_seed must be in"),
+        ([*NET, "-u", "2"], "sup_frequency must be in [0, 1], got 2.0"),
+        ([*NET, "-g", "-1"], "gradient_filter must be above 0, or None, got -1.0"),
+        ([*NET, "-t", "none.ckpt"], "transfer_learning_path: there is no checkpoint none.ckpt"),
+        ([*NET, "-e", "0"], "epochs must be at least 1, got 0"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_a_line(arguments, words, tmp_path, capsys):
@@ -157,6 +215,8 @@ def test_help_and_unknown_programs(capsys):
     assert "train" in capsys.readouterr().out
     assert main(["mimo", "trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
+    assert main(["mimo", "validate", "--help"]) == 0
+    assert "the only S to measure; all by default, a divisor of N" in " ".join(capsys.readouterr().out.split())
     assert main(["mimo", "validate", *NET, "-c", "nowhere"]) == 2
     assert "there is no checkpoint nowhere" in capsys.readouterr().err
 

@@ -1,11 +1,15 @@
 """``weft study``: what it runs, chooses and writes, how it goes on, and what it refuses before any work."""
 
+import contextlib
 import csv
 import json
 import os
 import signal
 import statistics
+import subprocess
+import sys
 from pathlib import Path
+from typing import Union
 
 import lightning.pytorch as pl
 import pytest
@@ -15,8 +19,10 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
 from weft.cli import lightning
+from weft.cli.lock import exclusive
 from weft.cli.main import main
-from weft.cli.study.plan import merged
+from weft.cli.study import results as study_results
+from weft.cli.study.plan import merged, read
 
 # Lightning's command line runs on jsonargparse's older interface, which says so whenever it is built.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -219,6 +225,95 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(calls, capsys):
     assert found["steps"] == 4
 
 
+def test_a_trial_stopped_after_its_last_step_keeps_what_it_came_to(calls, capsys):
+    callbacks = {"set": {"trainer.callbacks": [{"class_path": "test_study.Signal"}]}}
+    select = {**SELECT, "values": [0.2, 0.05, 0.01]}
+    assert study(seeds=[0], select=select, **callbacks) == 143
+    assert study(seeds=[0], select=select, **callbacks) == 0, capsys.readouterr().err
+    assert [command for command, _ in calls] == ["fit", "fit", "test", "fit", "test", "fit", "test"]
+    (found,) = results()["results"]
+    assert found["value"] == 0.2, "the trial with nothing left to train is the best, not one that diverged"
+    assert found["metrics"]["val/gap"] == pytest.approx(gap(0.2), rel=1e-5)
+    assert found["metrics"]["train/loss"] > found["metrics"]["val/gap"]
+    assert (found["steps"], 0 < found["seconds"] < 60) == (4, True)
+
+
+def test_a_number_of_batches_stays_one_whatever_was_imported_first(monkeypatch):
+    # what Optional[Union[int, float]] of Lightning's signature is, once rich has written the other order
+    kinds = pl.Trainer.__init__.__wrapped__.__annotations__
+    for name in ("limit_val_batches", "limit_train_batches", "val_check_interval"):
+        monkeypatch.setitem(kinds, name, Union[float, int, None])  # noqa: UP007 - `|` is not what Lightning wrote
+    set_ = {"trainer.limit_val_batches": 1, "trainer.limit_train_batches": 0.5, "trainer.val_check_interval": 2}
+    assert study(seeds=[0], set=set_) == 0
+    config = yaml.safe_load(Path("runs/s/a-line/seed-0/config.yaml").read_text())["trainer"]
+    kept = config["limit_val_batches"], config["limit_train_batches"], config["val_check_interval"]
+    assert [(type(each), each) for each in kept] == [(int, 1), (float, 0.5), (int, 2)]
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(30)
+"""
+
+
+def test_a_run_that_another_process_makes_is_passed_over_until_that_ends(calls, capsys):
+    place = Path("runs/s/a-line/seed-0")
+    place.mkdir(parents=True)
+    (place / "checkpoints").mkdir()
+    (place / "checkpoints" / "best.ckpt").write_text("of the other process")
+    other = subprocess.Popen([sys.executable, "-c", HOLD, place / ".lock"], stdout=subprocess.PIPE)
+    with other:
+        assert other.stdout.readline() == b"held\n"
+        assert study("--results_dir", "kept") == 0
+        printed = capsys.readouterr().out
+        assert "[1/2] a line, seed 0: another process is making it" in printed
+        assert "another process is making: a line, seed 0; when it has ended, the same command goes on" in printed
+        assert [command for command, _ in calls] == ["fit", "test"]
+        assert [each["seed"] for each in results()["results"]] == [1]
+        assert (place / "checkpoints" / "best.ckpt").read_text() == "of the other process"
+        assert not Path("kept").exists(), "half a study is not kept"
+        other.kill()
+    assert study("--results_dir", "kept") == 0, "the lock of a killed process is none"
+    assert [each["seed"] for each in results()["results"]] == [0, 1]
+    assert Path("kept").exists()
+
+
+def test_an_arm_waits_with_its_choice_until_every_trial_has_ended(monkeypatch, calls, capsys):
+    select, stack, run = {**SELECT, "values": [0.2, 0.05, 0.01]}, contextlib.ExitStack(), lightning.run
+    stack.enter_context(exclusive(Path("runs/s/a-line/0.2/seed-0")))
+
+    def free_at_the_second_arm(command, argv):
+        if any("from-2" in each for each in argv):
+            stack.close()
+        return run(command, argv)
+
+    monkeypatch.setattr(lightning, "run", free_at_the_second_arm)
+    arms = {"a line": {"recipe": "line.yaml"}, "from 2": TWO["from 2"]}
+    assert study(arms=arms, select=select) == 0, capsys.readouterr().err
+    assert sum(command == "fit" for command, _ in calls) == 2 * (3 + 1), "every run once"
+    found = results()["results"]
+    assert [(each["arm"], each["seed"], each["value"]) for each in found] == [
+        ("a line", 0, 0.2), ("a line", 1, 0.2), ("from 2", 0, 0.2), ("from 2", 1, 0.2)
+    ]  # fmt: skip
+
+
+def test_a_run_that_another_process_has_just_ended_is_not_made_again(monkeypatch, calls):
+    assert study(seeds=[0]) == 0
+    calls.clear()
+    stored, asked = study_results.stored, []
+
+    def late(folder, run):
+        asked.append(run)
+        return None if len(asked) == 1 else stored(folder, run)
+
+    monkeypatch.setattr(study_results, "stored", late)
+    assert study(seeds=[0]) == 0
+    assert not calls
+
+
 def test_a_run_that_was_killed_before_its_test_is_only_tested(monkeypatch, calls):
     run = lightning.run
 
@@ -283,6 +378,12 @@ def test_a_metric_that_nothing_logs_is_named_with_the_nearest(capsys):
         ({"set": {"seed_everything": 1}}, "seed_everything is not set but written as seeds"),
         ({"set": {"run_dir": "x"}}, "run_dir is not set but chosen by the study"),
         ({"set": {"trainer.max_epochs.x": 1}}, "trainer.max_epochs.x: "),
+        ({"seeds": [-1]}, "seeds must be a list of different integers in [0, 2**32), got [-1]"),
+        ({"select": {**SELECT, "seed": 2**32}}, "select.seed must be an integer in [0, 2**32), got 4294967296"),
+        (
+            {"arms": {"a": {"recipe": "digits.yaml", "set": {"model.model.class_path": 5}}}},
+            "must be an import path, got 5",
+        ),
         ({"seeds": [True]}, "seeds must be a list of different integers"),
         ({"seeds": [1, 1]}, "seeds must be a list of different integers"),
         ({"metrics": []}, "metrics must be a list of names"),
@@ -325,3 +426,12 @@ def test_faults_of_the_command_line_are_named(capsys):
     assert "no arm is called 'line'; did you mean 'a line'?" in capsys.readouterr().err
     assert main(["study", "t.yaml"]) == 2
     assert "t.yaml does not exist; did you mean 's.yaml'?" in capsys.readouterr().err
+    assert study("--seeds", "0", "-1") == 2
+    assert "seeds must be in [0, 2**32), got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../.."])
+def test_every_folder_is_inside_that_of_the_study(name):
+    assert study("--max_runs", "0", arms={name: {"recipe": "line.yaml"}}, seeds=[0]) == 0
+    run = read(Path("s.yaml")).run(name, 0)
+    assert (Path("runs/s") / run.folder).resolve().parent.parent == Path("runs/s").resolve()

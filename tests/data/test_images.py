@@ -197,6 +197,8 @@ def test_resumed_run_keeps_the_order_of_the_first():
         ({"crop_padding": -1}, "crop_padding must be at least 0"),
         ({"mean": [0.5]}, "mean and std go together"),
         ({"source": "no_such_set"}, "no_such_set"),
+        ({"split_seed": -1}, r"split_seed must be in \[0, 2\*\*32\), got -1"),
+        ({"split_seed": 2**32}, "split_seed must be in"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(options, message):
@@ -251,3 +253,42 @@ def test_train_size_keeps_a_stratified_part_and_the_validation_set():
     assert counts.max() <= 21
     with pytest.raises(OptionError, match="train_size must be at most 1293"):
         ImageData("digits", train_size=1294).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "val"),
+    [
+        ({"train_size": 1290}, 1290, 144), ({"train_size": 5}, 5, 144), ({"val_share": 1e-4}, 1436, 1),
+        ({"val_share": 0.999}, 1, 1436),
+    ],
+)  # fmt: skip
+def test_parts_with_fewer_images_than_classes_are_as_near_to_the_shares_as_can_be(options, train, val):
+    data, other = ImageData("digits", **options), ImageData("digits", **options, split_seed=1)
+    first, second = data._split()[:2]
+    assert (len(first[1]), len(second[1])) == (train, val)
+    share = torch.bincount(ImageData("digits", val_share=0)._split()[0][1]) / 1437
+    for labels in (first[1], second[1]):
+        assert (torch.bincount(labels, minlength=10) - share * len(labels)).abs().max() < 2, "rounded twice at most"
+    assert len(set(fingerprints(first[0])) & set(fingerprints(second[0]))) <= 1, (
+        "two digits are the same, pixel by pixel"
+    )
+    assert fingerprints(ImageData("digits", **options)._split()[0][0]) == fingerprints(first[0])
+    assert fingerprints(other._split()[0][0]) != fingerprints(first[0])
+
+
+def test_classes_with_a_single_image_are_split_too():
+    labels = torch.tensor([0] * 8 + [1] * 3 + [4])
+    data = ImageData("digits")
+    chosen, others = data._drawn(np.arange(12), labels, 9)
+    assert sorted([*chosen, *others]) == list(range(12))
+    # of 12, 9: 6 of the first eight, 2 and a quarter of three, three quarters of one
+    assert torch.bincount(labels[chosen]).tolist() == [6, 2, 0, 0, 1]
+    with pytest.raises(OptionError, match=r"val_share=0\.9999 of 1437 training images leaves none to train on"):
+        ImageData("digits", val_share=0.9999).setup()
+
+
+def test_borders_wider_than_the_image_cannot_be_mirrored():
+    with pytest.raises(OptionError, match=r"crop_padding must be below the side of the images, 8, .*got 8"):
+        ImageData("digits", crop_padding=8, crop_mode="reflect").setup("fit")
+    ImageData("digits", crop_padding=8).setup("fit")
+    ImageData("digits", crop_padding=7, crop_mode="reflect").setup("fit")

@@ -8,6 +8,7 @@ import torch
 import weft
 from weft.cli.main import main
 from weft.errors import OptionError
+from weft.train import rank_experiment
 from weft.train.rank_experiment import _chain, _problems, rank_bias
 
 F64 = torch.float64
@@ -56,20 +57,40 @@ def test_deeper_chains_find_maps_of_lower_rank():
 
 
 def test_command_writes_table_plot_and_numbers_and_refuses_another_experiment(tmp_path, capsys):
-    command = ["rank-bias", "--dim", "8", "--samples", "4", "--seeds", "1", "--depths", "[1,2]", "--ranks", "[1,2]"]
-    command += ["--run_dir", str(tmp_path)]
-    assert main([*command, "--steps", "100"]) == 0
+    given = ["rank-bias", "--dim", "8", "--samples", "4", "--seeds", "1", "--depths", "[1,2]", "--ranks", "[1,2]"]
+    given += ["--run_dir", str(tmp_path)]
+    assert main([*given, "--steps", "100"]) == 0
     assert {"results.json", "table.md", "plot.png"} == {each.name for each in tmp_path.iterdir()}
-    assert main([*command, "--steps", "50"]) == 2
+    assert main([*given, "--steps", "50"]) == 2
     assert "other arguments" in capsys.readouterr().err
     assert main(["rank-bias", "--step", "5"]) == 2
+    for content in ("{}", "[1]", "not JSON"):
+        (tmp_path / "results.json").write_text(content)
+        assert main([*given, "--steps", "50"]) == 2
+        assert (tmp_path / "results.json").read_text() == content
+
+
+def test_what_cannot_work_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rank_experiment, "_train", None)  # not callable: not reached
+    (tmp_path / "file").touch()
+    assert main(["rank-bias", "--run_dir", "file/below"]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+    for arguments, words in (
+        (["--depths", "[]"], "depths must be one or several numbers at least 1, got []"),
+        (["--ranks", "[65]"], "ranks must be one or several numbers from 1 to 64, got [65]"),
+        (["--steps", "0"], "steps must be at least 1, got 0\n"),
+    ):
+        assert main(["rank-bias", "--run_dir", "new", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"depths": (0,)}, "depths must be from 1"),
-        ({"ranks": (9,)}, "ranks must be from 1 to 8"),
+        ({"depths": (0,)}, "depths must be one or several numbers at least 1"),
+        ({"ranks": (9,)}, "ranks must be one or several numbers from 1 to 8"),
         ({"steps": 0}, "steps must be"),
         ({"rates": (0.0,)}, "rates and clip must be above 0"),
         ({"clip": 0.0}, "rates and clip must be above 0"),

@@ -207,6 +207,12 @@ def test_transfer_takes_what_matches(tmp_path):
         weft.train.superposed.transfer(nn.Linear(2, 2), tmp_path / "bare.pt")
     with pytest.raises(OptionError, match="there is no checkpoint"):
         weft.train.superposed.transfer(target, tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello world")
+    with pytest.raises(OptionError, match="cannot be read"):
+        weft.train.superposed.transfer(target, tmp_path / "text.pt")
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(OptionError, match="no tensor has the name"):
+        weft.train.superposed.transfer(target, tmp_path / "list.pt")
     fit(target, max_steps=1)
 
 

@@ -57,17 +57,34 @@ def check(recipe: Mapping[str, Any]) -> list[str]:
             parser = ArgumentParser(exit_on_error=False)
             parser.add_argument(f"--{key}", type=SETTINGS[key])
             faults += _check_value(parser, key, value, key)
+            if key == "seed_everything" and type(value) is int and not is_seed(value):
+                faults.append(f"{key}: must be in [0, 2**32), got {value}")
         else:
             faults.append(f"{key}: unknown section{nearest_name(str(key), known)} (sections: {', '.join(known)})")
     return faults
 
 
+def is_seed(value: Any) -> bool:
+    """Whether every generator takes a number as its seed.
+
+    Args:
+        value: any.
+
+    Returns:
+        whether it is an integer in [0, 2**32), and not a truth value.
+
+    Example:
+        >>> is_seed(7), is_seed(-1), is_seed(2**32), is_seed(True)
+        (True, False, False, False)
+    """
+    return type(value) is int and 0 <= value < 2**32
+
+
 def _check_section(key: str, value: Any) -> list[str]:
     default = locate(SECTIONS[key])
-    if value is None:
-        return []
     if not isinstance(value, Mapping):
-        return [f"{key}: must hold the arguments of {default.__name__}, got {value!r}"]
+        remedy = "; give them, or leave the section out" if value is None else ""
+        return [f"{key}: must hold the arguments of {default.__name__}, got {value!r}{remedy}"]
     if key not in BASES or "class_path" not in value:
         return _check_call(default, value, key)
     if faults := _check_spec(value, key):
@@ -158,6 +175,32 @@ def _check_inside(value: Any, key: str) -> Iterator[str]:
     elif isinstance(value, list):
         for index, each in enumerate(value):
             yield from _check_inside(each, f"{key}[{index}]")
+
+
+def check_families(value: Any, key: str) -> list[str]:
+    """Faults of the families named anywhere in a configuration, and of their options.
+
+    Args:
+        value: mappings and lists, with classes as ``class_path`` and ``init_args``.
+        key: of the value.
+
+    Returns:
+        one message per fault.
+
+    Example:
+        >>> model = {"class_path": "weft.Linear", "init_args": {"parametrization": "kronecker", "options": {"n": "x"}}}
+        >>> check_families(model, "model")
+        ["model.init_args.options.n: expected int, null, got 'x'"]
+    """
+    if isinstance(value, list | tuple):
+        return [fault for index, each in enumerate(value) for fault in check_families(each, f"{key}[{index}]")]
+    if not isinstance(value, Mapping):
+        return []
+    faults: list[str] = []
+    if "class_path" in value:
+        args, extra = value.get("init_args") or {}, value.get("dict_kwargs") or {}
+        faults = _check_family(args, extra, f"{key}.init_args")
+    return faults + [fault for name, each in value.items() for fault in check_families(each, f"{key}.{name}")]
 
 
 def _check_family(args: Mapping[str, Any], extra: Mapping[str, Any], key: str) -> list[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
-import pickle
+import operator
 import re
 import sys
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import torch
 from jsonargparse import ArgumentError, Namespace
@@ -24,14 +26,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from weft.cli import runs
 from weft.cli.checkpoints import AtomicCheckpoints, Interruptible, checkpoints
-from weft.cli.faults import SETTINGS, check, explain
+from weft.cli.faults import SETTINGS, check, check_families, explain, is_seed
 from weft.cli.quiet import quiet
 from weft.cli.recipe import load_all
 from weft.data import ImageData
 from weft.errors import OptionError, WeftError, nearest_name
+from weft.torch_file import read
 from weft.train import Classifier
 
 FIT = "fit"
+#: How torch begins what it says about a state that is another module's, or another optimizer's.
+_STRANGE_MODEL, _STRANGE_OPTIMIZER = "Error(s) in loading state_dict for ", "loaded state dict"
 
 
 class Parser(LightningArgumentParser):
@@ -39,6 +44,31 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False, "exit_on_error": False})
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """As jsonargparse's, but where an argument may be an int or a float, an int stays one.
+
+        The members of a union are tried in their order, and typing takes ``Optional[Union[int, float]]`` for the same
+        as ``Optional[Union[float, int]]``: it answers with whichever was written first in this process. Lightning's
+        ``limit_val_batches: 1``, one batch, would become 1.0, all of them, wherever rich was imported before.
+
+        Args:
+            *args: as jsonargparse's.
+            **kwargs: as jsonargparse's.
+
+        Returns:
+            the names of the arguments.
+        """
+        added: list[str] = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else []
+            if {int, float} <= {*members} and members.index(float) < members.index(int):
+                members.remove(int)
+                members.insert(members.index(float), int)
+                # `|` has no memory, unlike Union
+                action._typehint = functools.reduce(operator.or_, members)  # type: ignore[attr-defined]
+        return added
 
 
 class SaveConfig(SaveConfigCallback):
@@ -62,12 +92,48 @@ class SaveConfig(SaveConfigCallback):
 
 
 class Clock(Callback):
-    """Notes the time and the step at which training starts, or goes on."""
+    """What this start of a run came to: metrics, steps, seconds.
 
-    time, step = 0.0, 0
+    Every checkpoint has it too: a run that was stopped after its last step has nothing left to train when it goes on,
+    and what it came to is what the start before it did.
+    """
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+        self._begun: tuple[int, float] | None = None
+        self._before: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.time, self.step = time.monotonic(), trainer.global_step
+        self._begun = trainer.global_step, time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the run came to so far.
+
+        Returns:
+            the metrics that are finite, and the steps and seconds of this start; those of the start before where this
+            one trains nothing.
+        """
+        assert self._trainer is not None
+        if self._begun is None and self._before is not None:
+            return self._before
+        values = {name: float(value) for name, value in self._trainer.callback_metrics.items()}
+        step, begun = self._begun or (self._trainer.global_step, time.monotonic())
+        return {
+            "metrics": {name: value for name, value in values.items() if math.isfinite(value)},
+            "steps": self._trainer.global_step - step,
+            "seconds": time.monotonic() - begun,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what the start before came to.
+
+        Args:
+            state_dict: of its checkpoint.
+        """
+        self._before = state_dict
 
 
 class CLI(LightningCLI):
@@ -137,6 +203,12 @@ class CLI(LightningCLI):
         except ArgumentError as error:
             raise OptionError(self._explain(str(error))) from None
         chosen = self.config[self._command]
+        seed = chosen.seed_everything
+        if not isinstance(seed, bool) and not is_seed(seed):
+            raise OptionError(f"seed_everything must be in [0, 2**32), got {seed}")
+        # types are parsed; what a family makes of its options, the command line may have changed since the recipe
+        if faults := check_families(chosen.model.as_dict(), "model"):
+            raise OptionError("; ".join(faults))
         recipes = [Path(str(path)) for path in chosen.get("config") or []]
         self.run_dir = Path(chosen.run_dir or Path("runs") / (recipes[-1].stem if recipes else "unnamed"))
         weights = self._settle_checkpoint(chosen)
@@ -162,13 +234,17 @@ class CLI(LightningCLI):
         folder = self.run_dir / "checkpoints"
         if self._command != FIT:
             best_or_last = "best" if (folder / "best.ckpt").is_file() else "last"
-            return runs.checkpoint_path(self.run_dir, chosen.ckpt_path or best_or_last)
+            path = runs.checkpoint_path(self.run_dir, chosen.ckpt_path or best_or_last)
+            _check_checkpoint(path, ("state_dict",), chosen.weights_only)
+            return path
         every = chosen.checkpoint_every_n_steps
         if every is not None and every < 1:
             raise OptionError(f"checkpoint_every_n_steps must be at least 1, got {every}")
         resumed = runs.checkpoint_path(self.run_dir, chosen.ckpt_path) if chosen.ckpt_path else None
+        if resumed is not None:
+            _check_checkpoint(resumed, ("state_dict", "optimizer_states", "lr_schedulers"), chosen.weights_only)
         # processes that a launcher adds find the folder as the first one has begun to fill it
-        if _first_process() and not chosen.trainer.fast_dev_run:
+        if first_process() and not chosen.trainer.fast_dev_run:
             runs.claim(self.run_dir, resumed)
         return resumed
 
@@ -208,21 +284,14 @@ class CLI(LightningCLI):
         return [self._stop, *given, *bar, *([] if trainer["enable_checkpointing"] is False else writers)]
 
     def before_fit(self) -> None:
-        """Add what notes the time and the step at which training starts."""
+        """Add what notes what the training comes to."""
         self._clock = Clock()
         self.trainer.callbacks.append(self._clock)  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Write what the training came to beside the run: metrics, steps and seconds of this start, parameters."""
-        trainer = self.trainer
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        text = {
-            "metrics": {name: value for name, value in values.items() if math.isfinite(value)},
-            "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "steps": trainer.global_step - self._clock.step,
-            "seconds": time.monotonic() - self._clock.time,
-        }
-        self._write("fit.json", json.dumps(text, indent=2))
+        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._write("fit.json", json.dumps({"parameters": parameters, **self._clock.state_dict()}, indent=2))
 
     def validate(self, **kwargs: Any) -> None:
         """Validate and write the metrics beside the run.
@@ -245,20 +314,43 @@ class CLI(LightningCLI):
 
         Args:
             **kwargs: as the trainer's.
+
+        Raises:
+            OptionError: there is nothing to predict.
         """
-        outputs = torch.cat([torch.as_tensor(batch).flatten(1) for batch in self.trainer.predict(**kwargs) or []]).cpu()
+        batches = [torch.as_tensor(batch).flatten(1) for batch in self.trainer.predict(**kwargs) or []]
+        if not batches:
+            raise OptionError("there was nothing to predict: no data, or trainer.limit_predict_batches leaves none")
+        outputs = torch.cat(batches).cpu()
         heading = ["class", *(f"output_{index}" for index in range(outputs.shape[1]))]
         rows = [[str(row.argmax().item()), *(f"{value:.6g}" for value in row.tolist())] for row in outputs]
         self._write("predictions.csv", "\n".join(",".join(row) for row in [heading, *rows]) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
             path = runs.numbered(self.run_dir / name)
             path.write_text(text)
             print(f"written: {path}")
 
 
-def _first_process() -> bool:
+def _check_checkpoint(path: Path, parts: tuple[str, ...], weights_only: bool | None) -> None:
+    """Refuse a file that Lightning cannot go on from, before anything is built."""
+    trust = "; if you trust it, allow that with --weights_only=false"
+    content = read(path, trusted=weights_only is False, remedy=trust)
+    remedy = "give last, best or a file that 'weft fit' wrote into the folder checkpoints of a run"
+    if not isinstance(content, dict):
+        raise OptionError(f"ckpt_path {path} holds a {type(content).__name__}, not a checkpoint; {remedy}")
+    if missing := [name for name in ("pytorch-lightning_version", *parts) if name not in content]:
+        raise OptionError(f"ckpt_path {path} is no checkpoint of a run, it lacks {', '.join(missing)}; {remedy}")
+
+
+def first_process() -> bool:
+    """Whether this process is not one that a launcher added to a run.
+
+    Returns:
+        True in the first process, and where there is one only.
+    """
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -294,21 +386,30 @@ def run(command: str, argv: list[str]) -> int:
     except ValueError as error:
         if isinstance(error.__cause__, WeftError):  # jsonargparse wraps what the classes of a recipe say
             raise error.__cause__ from None
+        if str(error).startswith(_STRANGE_OPTIMIZER):
+            raise OptionError(_strange(str(error))) from error
         raise
-    except pickle.UnpicklingError as error:
-        raise OptionError(
-            "the checkpoint is damaged, or holds more than tensors and numbers, which could run code when it is "
-            "loaded; if you trust it, allow it with --weights_only=false"
-        ) from error
+    except RuntimeError as error:
+        if _STRANGE_MODEL not in str(error):
+            raise
+        raise OptionError(_strange(str(error).partition(_STRANGE_MODEL)[2])) from error
     except SIGTERMException:
         resume = " ".join(["weft", command, *argv, *([] if "--ckpt_path" in argv else ["--ckpt_path", "last"])])
-        if _first_process():
+        if first_process():
             print(f"weft: stopped after the step it was in; go on with: {resume}", file=sys.stderr)
         return 130 if stop.by_hand else 143
     except SystemExit:  # Lightning's answer to the second Ctrl-C
         print("weft: stopped at once; --ckpt_path last goes on from the last checkpoint written", file=sys.stderr)
         return 130
     return 0
+
+
+def _strange(text: str) -> str:
+    """That a checkpoint is of another model, with the beginning of torch's list of differences."""
+    shown = " ".join(text.split())
+    shown = shown if len(shown) <= 400 else f"{shown[:400]} ..."
+    remedy = "give the recipe and the arguments it was trained with"
+    return f"the checkpoint does not fit the model or its optimizer; {remedy} ({shown})"
 
 
 def recipe_paths(argv: list[str]) -> list[str]:

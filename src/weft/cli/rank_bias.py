@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from weft.cli.files import save_figure, write
 from weft.errors import OptionError
-from weft.train.rank_experiment import RankBias, rank_bias
+from weft.train.rank_experiment import RankBias, check, rank_bias
 
 
 def run(command: str, argv: list[str]) -> int:
@@ -40,14 +40,15 @@ def run(command: str, argv: list[str]) -> int:
     given.pop("config")
     folder = Path(given.pop("run_dir"))
     arguments = json.loads(json.dumps(given))
+    check(**given)
     path = folder / "results.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["arguments"] != arguments:
+    if path.is_file() and _arguments_of(path) != arguments:
         raise OptionError(f"{folder} holds an experiment with other arguments; write elsewhere with --run_dir FOLDER")
+    folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work for a folder that cannot be made
     columns = (TextColumn("depth {task.fields[depth]}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         bar = progress.add_task("", total=sum(given["depths"]) * given["steps"], depth=given["depths"][0])
         found = rank_bias(**given, on_step=lambda depth, _: progress.update(bar, advance=100 * depth, depth=depth))
-    folder.mkdir(parents=True, exist_ok=True)
     table = "\n".join(_table(found)) + "\n"
     print(table)
     write(path, json.dumps({"arguments": arguments, "results": [asdict(each) for each in found]}, indent=1).encode())
@@ -55,6 +56,13 @@ def run(command: str, argv: list[str]) -> int:
     _draw(folder / "plot.png", found, given)
     print(f"written: {folder}/results.json, table.md, plot.png")
     return 0
+
+
+def _arguments_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["arguments"]
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged, or of something else: not to be written over
 
 
 def _table(found: Sequence[RankBias]) -> list[str]:

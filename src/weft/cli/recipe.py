@@ -32,7 +32,7 @@ def load(path: str | Path) -> dict[str, Any]:
         its content.
 
     Raises:
-        OptionError: there is no such file, it is not YAML, or it is not a mapping.
+        OptionError: there is no such file, it is not YAML, contains itself, or is not a mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,9 +44,16 @@ def load(path: str | Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise OptionError(f"recipe {path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if _contains_itself(content):
+        raise OptionError(f"recipe {path}: an anchor (&NAME) is used (*NAME) inside of what it stands for")
     if not isinstance(content, dict):
         raise OptionError(f"recipe {path} must hold sections such as 'trainer', 'model' and 'data', got {content!r}")
     return content
+
+
+def _contains_itself(value: Any, above: tuple[Any, ...] = ()) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(value is each for each in above) or any(_contains_itself(each, (*above, value)) for each in inner)
 
 
 def load_all(paths: Iterable[str | Path]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Image classification data for Lightning: decoded once, kept as uint8 in memory, made into floats on the device."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +36,11 @@ class ImageData(InMemoryData):
             ``WEFT_DATA`` only.
         batch_size: images per step and process in training.
         eval_batch_size: images per step and process in validation, test and prediction; None is ``batch_size``.
-        val_share: share of the training images kept for validation, in [0, 1); 0 means no validation (give the
-            trainer ``limit_val_batches=0`` too, or it remarks on the empty loader).
-        train_size: number of training images to keep, of those that validation leaves; stratified by label and drawn by
-            ``split_seed``. None keeps all.
-        split_seed: seed of the validation split and of the choice of ``train_size`` images.
+        val_share: share of the training images kept for validation, rounded up to whole images, in [0, 1); 0 means no
+            validation (give the trainer ``limit_val_batches=0`` too, or it remarks on the empty loader).
+        train_size: number of training images to keep, of those that validation leaves; stratified by label, as far as
+            so few can be, and drawn by ``split_seed``. None keeps all.
+        split_seed: seed of the validation split and of the choice of ``train_size`` images, in [0, 2**32).
         resize: side of the square to which all images are resized when decoded, in pixels; None keeps their size.
         center_crop: side of the square that is cut from the middle of every image, in pixels; None keeps all.
         crop_padding: pixels added on every side before a random crop back to size, in training; 0 is off.
@@ -92,6 +93,8 @@ class ImageData(InMemoryData):
                 raise OptionError(f"{name} must be at least {least}, got {value}")
         if not 0 <= val_share < 1:
             raise OptionError(f"val_share must be in [0, 1) (share of the training images), got {val_share}")
+        if not 0 <= split_seed < 2**32:
+            raise OptionError(f"split_seed must be in [0, 2**32), got {split_seed}")
         if (mean is None) != (std is None):
             raise OptionError("mean and std go together: give both, or neither to measure them")
         self.source = source
@@ -254,22 +257,43 @@ class ImageData(InMemoryData):
             images = self._cropped(images)
             train, val = np.arange(len(labels)), np.arange(0)
             if self.val_share > 0:
-                train, val = self._drawn(train, labels, test_size=self.val_share)
+                left = len(train) - math.ceil(self.val_share * len(train))
+                if left < 1:
+                    raise OptionError(
+                        f"val_share={self.val_share} of {len(train)} training images leaves none to train on; give a "
+                        "smaller share, or 0 for no validation"
+                    )
+                train, val = self._drawn(train, labels, left)
             if self.train_size is not None and self.train_size != len(train):
                 if self.train_size > len(train):
                     raise OptionError(
                         f"train_size must be at most {len(train)}, what validation leaves; got {self.train_size}"
                     )
-                train, _ = self._drawn(train, labels, train_size=self.train_size)
+                train, _ = self._drawn(train, labels, self.train_size)
             self._train_val = (images[train], labels[train]), (images[val], labels[val]), names
         return self._train_val
 
-    def _drawn(self, rows: Any, labels: Tensor, **sizes: float) -> list[Any]:
-        """Two parts of some rows, stratified by label."""
+    def _drawn(self, rows: Any, labels: Tensor, size: int) -> tuple[Any, Any]:
+        """So many of some rows, in (0, all), and the others, stratified by label."""
         from sklearn.model_selection import train_test_split
 
-        parts: list[Any] = train_test_split(rows, stratify=labels[rows], random_state=self.split_seed, **sizes)
-        return parts
+        own = labels[rows].numpy()
+        counts = np.bincount(own)
+        if counts[counts > 0].min() > 1 and np.count_nonzero(counts) <= min(size, len(rows) - size):
+            chosen, others = train_test_split(rows, stratify=own, random_state=self.split_seed, train_size=size)
+            return chosen, others
+        # What scikit-learn refuses: a part too small for every class to be in it, or a class with a single image.
+        # The exact share of every class is rounded down, and those that lose most get one more; ties by chance.
+        random = np.random.default_rng(self.split_seed)
+        taken, lost = np.divmod(counts * size, len(rows))
+        order = np.lexsort((random.random(len(counts)), -lost))
+        taken[order[: size - taken.sum()]] += 1
+        mixed = random.permutation(len(rows))
+        by_class = [mixed[own[mixed] == label] for label in range(len(counts))]
+        parts = [[each[:n] for each, n in zip(by_class, taken, strict=True)],
+                 [each[n:] for each, n in zip(by_class, taken, strict=True)]]  # fmt: skip
+        first, second = (rows[random.permutation(np.concatenate(part))] for part in parts)
+        return first, second
 
     def _get_normaliser(self) -> Normaliser:
         if self._normaliser is None:

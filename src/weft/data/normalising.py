@@ -67,7 +67,15 @@ def make_augmentation(
 
     Returns:
         a module on batches of floats in [0, 1].
+
+    Raises:
+        OptionError: the border is wider than what can be mirrored.
     """
+    if crop_mode == "reflect" and crop_padding >= min(size):
+        raise OptionError(
+            f"crop_padding must be below the side of the images, {min(size)}, to be mirrored, got {crop_padding}; give "
+            "less, or crop_mode='constant'"
+        )
     steps: list[nn.Module] = []
     if crop_padding or flip:
         import kornia.augmentation as K  # takes a second and a half to import, so only where it is used

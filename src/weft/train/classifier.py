@@ -36,7 +36,7 @@ class Classifier(TrainingModule):
         optimizer: "sgd", "adam" or "adamw".
         lr: learning rate, the highest of the schedule.
         momentum: of SGD, in [0, 1).
-        betas: of Adam and AdamW.
+        betas: of Adam and AdamW, each in [0, 1).
         weight_decay: at least 0; applied where the families want it.
         schedule: "onecycle", "cosine", "multistep" or "constant"; stepped with every optimizer step over the whole run.
         milestones: of "multistep": shares of the run, in (0, 1), at which the learning rate is multiplied by ``gamma``.
@@ -82,6 +82,7 @@ class Classifier(TrainingModule):
             ("lr", lr, lr > 0, "above 0"),
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
             ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
+            ("betas", betas, len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)"),
             ("gamma", gamma, 0 < gamma <= 1, "in (0, 1]"),
             ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)"),
             ("mixup_alpha", mixup_alpha, mixup_alpha >= 0, "at least 0"),

@@ -41,6 +41,47 @@ class RankBias:
     seeds: int
 
 
+def check(
+    depths: Sequence[int],
+    ranks: Sequence[int],
+    rates: Sequence[float],
+    *,
+    dim: int,
+    samples: int,
+    steps: int,
+    momentum: float,
+    clip: float,
+    seeds: int,
+) -> None:
+    """Refuse arguments that ``rank_bias`` cannot work with.
+
+    Args:
+        depths: as its.
+        ranks: as its.
+        rates: as its.
+        dim: as its.
+        samples: as its.
+        steps: as its.
+        momentum: as its.
+        clip: as its.
+        seeds: as its.
+
+    Raises:
+        OptionError: one is out of range.
+    """
+    for name, several, most in (("depths", depths, math.inf), ("ranks", ranks, dim)):
+        if not several or not all(1 <= each <= most for each in several):
+            rule = "at least 1" if most == math.inf else f"from 1 to {most}"
+            raise OptionError(f"{name} must be one or several numbers {rule}, got {list(several)}")
+    for name, one in (("samples", samples), ("steps", steps), ("seeds", seeds)):
+        if one < 1:
+            raise OptionError(f"{name} must be at least 1, got {one}")
+    if not rates or min(*rates, clip) <= 0 or not 0 <= momentum < 1:
+        raise OptionError(
+            f"rates and clip must be above 0 and momentum in [0, 1), got {list(rates)}, {clip} and {momentum}"
+        )
+
+
 def rank_bias(
     depths: Sequence[int] = (1, 2, 4, 8, 16, 32),
     ranks: Sequence[int] = (1, 4, 16, 32, 64),
@@ -96,16 +137,7 @@ def rank_bias(
         >>> [(each.depth, each.rank) for each in found]
         [(1, 2), (4, 2)]
     """
-    for name, values, least, most in (
-        ("depths", depths, 1, math.inf), ("ranks", ranks, 1, dim), ("samples", [samples], 1, math.inf),
-        ("steps", [steps], 1, math.inf), ("seeds", [seeds], 1, math.inf),
-    ):  # fmt: skip
-        if not values or not all(least <= each <= most for each in values):
-            raise OptionError(f"{name} must be from {least} to {most}, got {list(values)}")
-    if not rates or min(*rates, clip) <= 0 or not 0 <= momentum < 1:
-        raise OptionError(
-            f"rates and clip must be above 0 and momentum in [0, 1), got {list(rates)}, {clip} and {momentum}"
-        )
+    check(depths, ranks, rates, dim=dim, samples=samples, steps=steps, momentum=momentum, clip=clip, seeds=seeds)
     cases = list(itertools.product(range(len(ranks)), range(len(rates)), range(seeds)))
     x, targets = _problems(ranks, seeds, dim, samples, dtype)
     inputs = torch.stack([x[seed] for _, _, seed in cases])

@@ -18,6 +18,7 @@ from weft.errors import OptionError
 from weft.models.wide_resnet import SReLU, WideBlock
 from weft.superposition import MIMO, isometry_penalty, recalibrate
 from weft.superposition.binding import check_num_superposed
+from weft.torch_file import read
 from weft.train.classifier import Batch, Classifier
 
 _NORM_LIMIT = 1e3  # gradients are scaled down to it, as published
@@ -328,15 +329,16 @@ def transfer(module: nn.Module, path: str | Path) -> tuple[int, int]:
         (tensors copied, tensors of the module).
 
     Raises:
-        OptionError: there is no such file, or nothing in it matches.
+        OptionError: there is no such file, it cannot be read, or nothing in it matches.
     """
     path = Path(path)
     if not path.is_file():
         raise OptionError(f"transfer_from: there is no checkpoint {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    given = content.get("state_dict", content)
+    content = read(path)
+    given = content.get("state_dict", content) if isinstance(content, dict) else {}
+    shapes = {name: each.shape for name, each in given.items() if isinstance(each, Tensor)}
     own = module.state_dict()
-    same = {name: given[name] for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
+    same = {name: given[name] for name, tensor in own.items() if shapes.get(name) == tensor.shape}
     if not same:
         raise OptionError(f"transfer_from {path}: no tensor has the name and shape of one of this network")
     module.load_state_dict(same, strict=False)

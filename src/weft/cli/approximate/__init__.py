@@ -80,9 +80,7 @@ def _source(args: argparse.Namespace) -> Source:
     elif ":" in args.source:
         if args.tensor:
             raise OptionError("--tensor chooses from a file; of a model choose the layer, with --layer NAME")
-        source = from_model(
-            args.source, args.model_options or {}, args.checkpoint, args.layer, torch.device(args.device)
-        )
+        source = from_model(args.source, args.model_options or {}, args.checkpoint, args.layer, _device(args.device))
     else:
         raise OptionError(
             f"there is no file {path}; give a .npy, .safetensors or torch file, or a model as module:callable"
@@ -90,6 +88,17 @@ def _source(args: argparse.Namespace) -> Source:
     if source.matrix.numel() == 0 or not torch.isfinite(source.matrix).all():
         raise OptionError(f"{source.words} is empty, or not finite (NaN or infinity); clean the weights first")
     return source
+
+
+def _device(text: str) -> torch.device:
+    """The device of that name, if numbers can be put there."""
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such name, not built in, not there, meta
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise OptionError(f"--device {text} cannot be used here ({reason}); cpu always can") from None
+    return device
 
 
 def _what_counts(args: argparse.Namespace, source: Source) -> dict[str, Any]:

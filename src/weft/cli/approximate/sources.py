@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import inspect
 import math
-import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from weft import torch_file
 from weft.errors import OptionError, nearest_name
 from weft.layers import Embedding, Layer
 from weft.surgery.convert import layer_class
@@ -77,6 +77,9 @@ def from_file(path: Path, wanted: str | None) -> Source:
     if name not in tensors:
         raise OptionError(f"--tensor: {path} holds no {name!r}{nearest_name(name, tensors)} (it holds: {listed})")
     tensor = tensors[name]
+    if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+        kind = "on the device meta, without numbers" if tensor.is_meta else "quantized or sparse"
+        raise OptionError(f"{name or path} is {kind}; save a dense tensor of numbers")
     if tensor.is_complex():
         raise OptionError(f"{name or path} is complex; approximate its real and imaginary parts one by one")
     matrix = tensor.flatten(1)
@@ -100,22 +103,15 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".npy":
             return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(
-            path, map_location="cpu", weights_only=True
-        )  # fmt: skip
-    except (
-        ValueError,
-        TypeError,
-        EOFError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else None
+    except (ValueError, TypeError, EOFError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(
-            f"{path} cannot be read as {path.suffix or 'a torch file'} of plain tensors ({reason}); it may be damaged, "
-            "or hold more than tensors and numbers, which could run code"
+            f"{path} cannot be read as {path.suffix} of plain tensors ({reason}); it may be damaged, or hold more than "
+            "tensors and numbers, which could run code"
         ) from None
+    if content is None:
+        content = torch_file.read(path)
     if isinstance(content, Tensor):
         return {"": content}
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -142,11 +138,13 @@ def from_model(
         the source.
 
     Raises:
-        OptionError: no such callable, arguments or layer, or a checkpoint that does not fit.
+        OptionError: no such callable, arguments or layer, a model without numbers, or a checkpoint that does not fit.
     """
     model = _build(spec, options)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        raise OptionError(f"{spec} returns a model on the device meta, without numbers; build it on the CPU")
     model = model.to(device).eval()
     layers = {name: module for name, module in model.named_modules() if replacing(module) is not None}
     if not layers:
@@ -168,6 +166,8 @@ def from_model(
 
 def _build(spec: str, options: Mapping[str, Any]) -> nn.Module:
     module_name, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise OptionError(f"a model is given as module:callable, such as torchvision.models:resnet18; got {spec!r}")
     here = str(Path.cwd())
     sys.path.insert(0, here)  # as `python -m` does: the user's own module may lie in this folder
     try:

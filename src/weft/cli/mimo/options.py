@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 from typing import Any
 
@@ -49,12 +50,13 @@ class Parser(argparse.ArgumentParser):
         raise OptionError(f"{self.prog.removeprefix('weft ')}: {message}")
 
 
-def make_parser(command: str, description: str) -> Parser:
+def make_parser(command: str, description: str, sup_low: str) -> Parser:
     """A parser with what both programs take.
 
     Args:
         command: that was asked for.
         description: of the program.
+        sup_low: what the program does with it.
 
     Returns:
         the parser.
@@ -69,15 +71,15 @@ def make_parser(command: str, description: str) -> Parser:
     parser.add_argument("binding", help=", ".join(BINDINGS))
     parser.add_argument("num", type=int, help="N, the most images in superposition")
     add = parser.add_argument_group("network").add_argument
-    add("-w", "--width", type=float, default=1, help="multiplies the channels of the trunk")
-    add("-i", "--initial_width", type=float, default=1, help="multiplies the 16 channels of the stem")
+    add("-w", "--width", type=float, default=1.0, help="multiplies the channels of the trunk")
+    add("-i", "--initial_width", type=float, default=1.0, help="multiplies the 16 channels of the stem")
     add("-p", "--relu_parameter_init", type=float, default=None, help="b of SReLU (-1) or slope of PReLU (0.5)")
     add("-k", "--skip_init", action="store_true", help="learned multipliers of the residual branches, 0 at the start")
     add("-q", "--dirac_init", action="store_true", help="the trunk's convolutions start as identities")
     add("-z", "--batch_norm_disabled", action="store_true", help="no batch norm")
     add("-v", "--trainable_keys_disabled", action="store_true", help="keys are not learned")
     add = parser.add_argument_group("running").add_argument
-    add("-s", "--sup_low", type=int, default=None, help="the other S of dynamic mode, a divisor of N; default N")
+    add("-s", "--sup_low", type=int, default=None, help=f"{sup_low}, a divisor of N")
     add("-b", "--batch_size", type=int, default=128, help="superpositions per batch: b * N images")
     add("-n", "--number_of_cpus", type=int, default=0, help="accepted and not used: images are cut from memory")
     add("--data_dir", default=None, help="folder that holds the data set's folder; default: that in WEFT_DATA")
@@ -107,6 +109,33 @@ def model_of(text: str) -> tuple[str, int]:
     return name, int(match[2] or 28)
 
 
+def canonical(options: dict[str, Any]) -> dict[str, Any]:
+    """Options in the one spelling of what they mean.
+
+    Args:
+        options: names, as of the parser, to values.
+
+    Returns:
+        the same names, with the model and its depth, the data set, the binding and the widths as the programs write
+        them.
+
+    Example:
+        >>> canonical({"model": "mimonet", "dataset": "MNI_ST", "binding": "HRR", "width": 1, "num": 2})
+        {'model': 'MIMONet-28', 'dataset': 'mnist', 'binding': 'hrr', 'width': 1.0, 'num': 2}
+    """
+    name, depth = model_of(options["model"])
+    known = _squeezed(options["dataset"])
+    return {
+        **options, "model": f"{MODELS[name][1]}-{depth}", "binding": options["binding"].lower(),
+        "dataset": known if known in DATASETS else options["dataset"],
+        **{each: float(options[each]) for each in ("width", "initial_width") if each in options},
+    }  # fmt: skip
+
+
+def _squeezed(dataset: str) -> str:
+    return dataset.lower().replace("_", "").replace("-", "")
+
+
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     """The sections ``model`` and ``data`` of the recipe.
 
@@ -129,6 +158,9 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     for option in ("num", "batch_size"):
         if getattr(args, option) < 1:
             raise OptionError(f"{option} must be at least 1, got {getattr(args, option)}")
+    for option in ("width", "initial_width"):
+        if not 0 < getattr(args, option) < math.inf:
+            raise OptionError(f"{option} must be above 0 and finite, got {getattr(args, option)}")
     if args.sup_low is not None:
         try:
             check_num_superposed(args.sup_low, args.num)
@@ -176,7 +208,7 @@ def build(model: dict[str, Any]) -> MIMO:
 
 def _data_of(args: argparse.Namespace) -> tuple[dict[str, Any], int, int, float]:
     """Arguments of ImageData, number of classes, channels, share for validation."""
-    known = args.dataset.lower().replace("_", "").replace("-", "")
+    known = _squeezed(args.dataset)
     place = {} if args.data_dir is None else {"data_dir": args.data_dir}
     if known in DATASETS:
         folder, hub, classes, channels, share, more = DATASETS[known]
@@ -192,7 +224,7 @@ def _data_of(args: argparse.Namespace) -> tuple[dict[str, Any], int, int, float]
     except OptionError as error:
         raise OptionError(
             f"dataset must be one of {', '.join(DATASETS)}, or the folder of a data set; got {args.dataset!r}"
-            f"{nearest_name(known, DATASETS)}. {error}"
+            f"{nearest_name(known, DATASETS)} ({str(error).rstrip('.')})"
         ) from None
     return {"source": args.dataset, **place}, data.num_classes, data.in_channels, 0.1
 

@@ -11,9 +11,11 @@ import torch
 import yaml
 
 from weft.cli import lightning
+from weft.cli.faults import is_seed
 from weft.cli.files import write
-from weft.cli.mimo.options import MODELS, build, make_parser, model_of, recipe_of, short_hash
+from weft.cli.mimo.options import build, canonical, make_parser, recipe_of, short_hash
 from weft.errors import OptionError
+from weft.train import SuperposedClassifier
 
 OPTIONS, RECIPE = "options.json", "recipe.yaml"
 
@@ -29,6 +31,8 @@ def run(command: str, argv: list[str]) -> int:
         the exit code.
     """
     args, passed = _arguments(command, argv)
+    for name, value in canonical(vars(args)).items():  # another spelling is the same run
+        setattr(args, name, value)
     options = {key: value for key, value in vars(args).items()
                if key not in ("checkpointing_path", "number_of_cpus", "data_dir")}  # fmt: skip
     folder = _folder(args, {**options, "passed": passed})
@@ -37,8 +41,9 @@ def run(command: str, argv: list[str]) -> int:
         "trainer": {"max_epochs": args.epochs, **({"limit_val_batches": 0} if args.final else {})},
         **recipe_of(args),
     }
-    with torch.device("meta"):  # an argument that the network refuses leaves no folder behind
-        build(recipe["model"]["init_args"]["model"])
+    with torch.device("meta"):  # an argument that the network or its training refuses leaves no folder behind
+        training = dict(recipe["model"]["init_args"])
+        SuperposedClassifier(build(training.pop("model")), **training)
     write_into(folder, OPTIONS, json.dumps(options, indent=1, sort_keys=True))
     write_into(folder, RECIPE, yaml.safe_dump(recipe, sort_keys=False))
     common = ["--config", str(folder / RECIPE), "--run_dir", str(folder), *passed]
@@ -50,7 +55,8 @@ def run(command: str, argv: list[str]) -> int:
 
 def _arguments(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = make_parser(command, "Train a network that computes on N images in superposition. Arguments of 'weft fit' "
-                                  "such as --trainer.max_steps=1000 may follow.")  # fmt: skip
+                                  "such as --trainer.max_steps=1000 may follow.",
+                         sup_low="the other S of dynamic mode; N is none")  # fmt: skip
     add = parser.add_argument_group("training").add_argument
     add("-x", "--experiment_nr", required=True, help="names the folder of the run")
     add("-f", "--final", action="store_true", help="train on all training images, then test; else hold some out")
@@ -76,13 +82,18 @@ def _arguments(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[
         each for each in rest if each.startswith("-") and not each.startswith(("--trainer.", "--model.", "--data."))
     ]:
         parser.error(f"unknown argument {wrong[0]}; --help lists those there are")
+    if args.epochs < 1:
+        raise OptionError(f"epochs must be at least 1, got {args.epochs}")
+    if not is_seed(args.random_seed):
+        raise OptionError(f"random_seed must be in [0, 2**32), got {args.random_seed}")
+    if args.transfer_learning_path is not None and not Path(args.transfer_learning_path).is_file():
+        raise OptionError(f"transfer_learning_path: there is no checkpoint {args.transfer_learning_path}")
     return args, rest
 
 
 def _folder(args: argparse.Namespace, options: dict[str, Any]) -> Path:
-    name, depth = model_of(args.model)
-    parts = [f"Experiment{args.experiment_nr}", f"{MODELS[name][1]}-{depth}", Path(args.dataset).name,
-             args.binding.lower(), str(args.num), short_hash(options)]  # fmt: skip
+    parts = [f"Experiment{args.experiment_nr}", args.model, Path(args.dataset).name, args.binding, str(args.num),
+             short_hash(options)]  # fmt: skip
     return Path(args.checkpointing_path).joinpath(*parts)
 
 

@@ -11,13 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from weft.cli import runs
-from weft.cli.mimo.options import NETWORK, build, make_parser, model_of, recipe_of
+from weft.cli.mimo.options import NETWORK, build, canonical, make_parser, recipe_of
 from weft.cli.mimo.train import OPTIONS
 from weft.data import ImageData
 from weft.errors import OptionError
 from weft.superposition import MIMO, recalibrate, regrouping_spread, seconds_per_input
+from weft.torch_file import read
 
 HEADINGS = ("S", "accuracy", "images/s", "us per image", "accuracies of regroupings", "changed", "calibrated now")
 
@@ -33,7 +35,8 @@ def run(command: str, argv: list[str]) -> int:
         the exit code.
     """
     parser = make_parser(command, "Accuracy and time per image of one checkpoint at S = 1, 2, ..., N, and how much "
-                                  "answers depend on the images beside them.")  # fmt: skip
+                                  "answers depend on the images beside them.",
+                         sup_low="the only S to measure; all by default")  # fmt: skip
     add = parser.add_argument_group("checkpoint and measures").add_argument
     add("-c", "--checkpointing_path", type=Path, required=True, help="a checkpoint, or the folder of a run")
     add("--split", choices=("test", "val"), default="test", help="which images")
@@ -41,6 +44,10 @@ def run(command: str, argv: list[str]) -> int:
     add("--calibration_batches", type=int, default=50, help="of training images, for each S not trained with")
     add("--limit", type=int, default=None, help="use only so many images")
     args = parser.parse_args(argv)
+    for name, least in (("groupings", 2), ("calibration_batches", 1), ("limit", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise OptionError(f"{name} must be at least {least}, got {value}")
     path = _checkpoint(args.checkpointing_path)
     _compare(args, path)
     recipe = recipe_of(args)
@@ -67,14 +74,17 @@ def load(model: dict[str, Any], path: Path) -> MIMO:
         the network.
 
     Raises:
-        OptionError: the checkpoint is of another network; names the first difference.
+        OptionError: the file is no checkpoint, or that of another network; names the first difference.
     """
     net = build(model)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read(path)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise OptionError(f"{path} is no checkpoint of a run; give a file that 'weft mimo train' wrote, or its folder")
     given = {
         name.removeprefix("model."): tensor
-        for name, tensor in content["state_dict"].items()
-        if name.startswith("model.")
+        for name, tensor in state.items()
+        if name.startswith("model.") and isinstance(tensor, Tensor)
     }
     for name, tensor in net.state_dict().items():
         have = tuple(given[name].shape) if name in given else None
@@ -99,16 +109,20 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _compare(args: argparse.Namespace, path: Path) -> None:
-    """Refuse options that are not those the run was made with."""
+    """Refuse options that are not those the run was made with, and to take its training images for validation."""
     beside = path.parent.parent / OPTIONS
     if not beside.is_file():
         return
-    trained = json.loads(beside.read_text(encoding="utf-8"))
+    try:
+        trained = canonical(json.loads(beside.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OptionError(f"{beside} is damaged ({error}); without it, the options are not compared") from None
+    asked = canonical(vars(args))
     for key in NETWORK:
-        here, there = getattr(args, key), trained.get(key)
-        same = model_of(here) == model_of(there) if key == "model" else str(here).lower() == str(there).lower()
-        if not same:
+        if (here := asked[key]) != (there := trained.get(key)):
             raise OptionError(f"{path} was trained with {key}={there}, validate was asked for {key}={here}")
+    if args.split == "val" and trained.get("final"):
+        raise OptionError(f"split: {path} was trained with --final, on all training images; use --split test")
 
 
 def _row(net: MIMO, data: ImageData, s: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """``weft study FILE``: several recipes, several seeds, one table and one plot.
 
 A study is a YAML file of arms, each a recipe with some keys set. Every run is a ``weft fit`` and a ``weft test`` in a
-folder of its own; the same command again skips what is finished and goes on where it stopped. With a selection, every
-arm first tries some values of a key at one seed and keeps the one that is best on the validation set.
+folder of its own; the same command again skips what is finished and goes on where it stopped. Several processes may
+share a study: each passes over the runs that another one is making. With a selection, every arm first tries some values
+of a key at one seed and keeps the one that is best on the validation set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from weft.cli import lightning
+from weft.cli.faults import is_seed
+from weft.cli.lock import exclusive
 from weft.cli.study import results
 from weft.cli.study.plan import Run, Study, read
 from weft.cli.study.results import Result
@@ -44,7 +48,7 @@ class _Enough(Exception):  # noqa: N818 - not an error
 
 
 class Runner:
-    """Makes the runs that are not finished yet.
+    """Makes the runs that are not finished yet and that no other process is making.
 
     Args:
         study: the study.
@@ -59,28 +63,74 @@ class Runner:
         self, study: Study, folder: Path, total: int, max_runs: int | None, bar: bool, keep: Callable[[], object]
     ) -> None:
         self.study, self.folder, self.total, self.left, self.bar = study, folder, total, max_runs, bar
-        self.keep, self.number = keep, 0
+        self.keep, self.number, self.made = keep, 0, 0
+        self.busy: list[Run] = []
+        self._told: set[Path | str] = set()  # runs and arms that had their line
 
-    def result(self, run: Run) -> Result:
+    def all(self, arms: Sequence[str], seeds: Sequence[int]) -> bool:
+        """Make the runs of some arms, but those that another process is making to the end.
+
+        Args:
+            arms: names.
+            seeds: of the runs; the trials of a selection come before them.
+
+        Returns:
+            whether all are made.
+        """
+        self._once(arms, seeds)
+        while self.busy and self.made:  # in that time, another process may have ended what it was making
+            self._once(arms, seeds)
+        if self.busy:
+            runs = "; ".join(map(str, self.busy))
+            print(f"weft: another process is making: {runs}; when it has ended, the same command goes on")
+        return not self.busy
+
+    def _once(self, arms: Sequence[str], seeds: Sequence[int]) -> None:
+        self.number, self.made, self.busy = 0, 0, []
+        for arm in arms:
+            tries = self.study.trials(arm)
+            tried = [found for each in tries if (found := self.result(each)) is not None]
+            if len(tried) < len(tries):
+                continue  # another process is at a trial: what this arm will choose is open
+            value = _best(self.study, arm, tried, quiet=arm in self._told)
+            self._told.add(arm)
+            for each in (self.study.run(arm, seed, value) for seed in seeds):
+                if each not in tries:
+                    self.result(each)
+
+    def result(self, run: Run) -> Result | None:
         """The result of a run, made now if need be.
 
         Args:
             run: the run.
 
         Returns:
-            its result.
+            its result; None while another process makes it.
         """
         self.number += 1
         found = results.stored(self.folder, run)
         if found is None:
             if self.left == 0:
                 raise _Enough
-            self.left = None if self.left is None else self.left - 1
-            found = self._make(run)
-            self.keep()
-        value = found.metrics.get(self.study.metrics[0])
-        shown = "" if value is None else f": {self.study.metrics[0]} {value:.4f}"
-        print(f"[{self.number}/{self.total}] {run}{shown} ({found.seconds:.0f} s)", flush=True)
+            # of the processes that a launcher adds to a run, the first has the lock for all
+            with exclusive(self.folder / run.folder) if lightning.first_process() else nullcontext(True) as ours:
+                found = results.stored(self.folder, run)  # another process may have ended it a moment ago
+                if found is None and ours:
+                    self.left = None if self.left is None else self.left - 1
+                    found = self._make(run)
+                    self.made += 1
+                    self.keep()
+        if found is None:
+            self.busy.append(run)
+            shown = ": another process is making it"
+        else:
+            value = found.metrics.get(self.study.metrics[0])
+            shown = "" if value is None else f": {self.study.metrics[0]} {value:.4f}"
+            shown += f" ({found.seconds:.0f} s)"
+        if run.folder not in self._told:
+            print(f"[{self.number}/{self.total}] {run}{shown}", flush=True)
+        if found is not None:
+            self._told.add(run.folder)
         return found
 
     def _make(self, run: Run) -> Result:
@@ -118,8 +168,6 @@ def run(command: str, argv: list[str]) -> int:
         OptionError: an argument or the file is wrong, or the folder holds the runs of another study.
     """
     args = _arguments(command, argv)
-    if args.max_runs is not None and args.max_runs < 0:
-        raise OptionError(f"max_runs must be at least 0, got {args.max_runs}")
     study = read(args.file)
     arms, seeds = _chosen("only", args.only, list(study.arms)), args.seeds or list(study.seeds)
     folder, text = args.run_dir or Path("runs") / study.name, f"weft study {args.file}"
@@ -127,26 +175,27 @@ def run(command: str, argv: list[str]) -> int:
     total = sum(len(study.trials(arm)) + len(seeds) for arm in arms)
     if study.select is not None and study.select.seed in seeds:
         total -= len(arms)  # one of the trials is one of the runs
-    runner = Runner(study, folder, total, args.max_runs, args.progress,
-                    lambda: results.keep(folder, study, *_finished(study, folder, every), text))  # fmt: skip
+
+    def keep(show: bool = False) -> list[Result]:
+        with exclusive(folder, wait=True):  # or a process that has read less may write after one that has read more
+            finished, trials = _finished(study, folder, every)
+            if finished or not show:
+                results.keep(folder, study, finished, trials, text)
+            if finished and show:
+                results.show(folder, study, finished, text)
+        return finished
+
+    runner = Runner(study, folder, total, args.max_runs, args.progress, keep)
     start, code, stopped = time.monotonic(), 0, True
     try:
-        for arm in arms:
-            tries = study.trials(arm)
-            value = _best(study, arm, [runner.result(each) for each in tries])
-            for each in (study.run(arm, seed, value) for seed in seeds):
-                if each not in tries:
-                    runner.result(each)
-        stopped = False
+        stopped = not runner.all(arms, seeds)
     except _Enough:
         print(f"weft: stopped after {args.max_runs} runs; the same command goes on")
     except _Stopped as stop:
         print("weft: the same command goes on where this one stopped")
         code = stop.code
-    finished, trials = _finished(study, folder, every)
+    finished = keep(show=True)
     if finished:
-        results.keep(folder, study, finished, trials, text)
-        results.show(folder, study, finished, text)
         _show(study, finished)
         print(f"written: {folder}/table.md, results.json, results.csv, plot.png ({time.monotonic() - start:.0f} s)")
         if args.results_dir is not None and not stopped:
@@ -220,4 +269,10 @@ def _arguments(command: str, argv: list[str]) -> argparse.Namespace:
     add("--max_runs", type=int, default=None, help="stop after so many new runs")
     add("--results_dir", type=Path, default=None, help="copy table, plot and results there, under the study's name")
     add("--progress", action="store_true", help="show the progress bar of every run")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_runs is not None and args.max_runs < 0:
+        raise OptionError(f"max_runs must be at least 0, got {args.max_runs}")
+    for seed in args.seeds or ():
+        if not is_seed(seed):
+            raise OptionError(f"seeds must be in [0, 2**32), got {seed}")
+    return args

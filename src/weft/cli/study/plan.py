@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weft.cli.faults import check, locate
+from weft.cli.faults import check, is_seed, locate
 from weft.cli.recipe import load
 from weft.errors import OptionError, nearest_name
 
@@ -152,9 +152,9 @@ def read(path: Path) -> Study:
         made[str(name)] = (recipe, {**common, **_set(arm, f"{path.name}: arms.{name}")})
     _apart(made, f"{path.name}: arms")
     seeds, metrics = content.get("seeds", [0]), content.get("metrics", ["test/acc"])
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    whole = isinstance(seeds, list) and all(map(is_seed, seeds))
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise OptionError(f"{path.name}: seeds must be a list of different integers, got {seeds!r}")
+        raise OptionError(f"{path.name}: seeds must be a list of different integers in [0, 2**32), got {seeds!r}")
     if not isinstance(metrics, list) or not metrics:
         raise OptionError(f"{path.name}: metrics must be a list of names such as test/acc, got {metrics!r}")
     select = None if content.get("select") is None else _selection(content["select"], seeds, path.name)
@@ -208,7 +208,8 @@ def merged(recipe: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]
             if not isinstance(inner, dict):
                 raise OptionError(f"{key}: {section} is {inner!r}, which has no keys to set")
         inner = _arguments(inner, last)
-        if last == "class_path" and inner.get("init_args"):
+        # a class without a module, and what is no class at all, are left to the check of the whole
+        if last == "class_path" and inner.get("init_args") and isinstance(value, str) and "." in value:
             known = inspect.signature(locate(value)).parameters
             inner["init_args"] = {name: each for name, each in inner["init_args"].items() if name in known}
         inner[last] = copy.deepcopy(value)  # checking turns what is nested into other types, in place
@@ -261,8 +262,8 @@ def _selection(given: Any, seeds: list[int], name: str) -> Selection:
     if not plain or not values or len(set(values)) < len(values):
         raise OptionError(f"{name}: select.values must be a list of different numbers or words, got {values!r}")
     _apart(values, f"{name}: select.values")
-    if type(seed) is not int:
-        raise OptionError(f"{name}: select.seed must be an integer, got {seed!r}")
+    if not is_seed(seed):
+        raise OptionError(f"{name}: select.seed must be an integer in [0, 2**32), got {seed!r}")
     if given["key"] in _OWN:
         raise OptionError(f"{name}: select.key: {given['key']} is {_OWN[given['key']]}")
     return Selection(str(given["key"]), tuple(values), str(given.get("metric", "val/acc")), mode, seed)
@@ -279,4 +280,5 @@ def _text(value: Any) -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-") or "arm"
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+    return slug if slug.strip(".") else "arm"  # a folder of dots alone is another place
