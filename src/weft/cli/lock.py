@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+try:
+    fcntl: Any = importlib.import_module("fcntl")
+except ModuleNotFoundError:  # Windows: folders are used unlocked
+    fcntl = None
 
 
 @contextmanager
@@ -26,6 +32,9 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[bool]:
         (True, False)
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield True
+        return
     # The file stays: where one process removes it, a second may hold the removed one and a third a new one.
     with (folder / ".lock").open("a") as file:
         try:
