@@ -171,7 +171,7 @@ class MultiheadAttention(Composite):
 
     @property
     def in_proj_weight(self) -> Any:
-        """Not a tensor: ``nn.TransformerEncoder`` asks for it before it takes its fused kernel, and then does not.
+        """No tensor, but what keeps ``nn.TransformerEncoder``, which asks for it first, from taking its fused kernel.
 
         The weights are those of ``q_proj``, ``k_proj`` and ``v_proj``.
         """

@@ -74,7 +74,7 @@ def exports_with_any_batch(case: Case, kind: Kind) -> None:
     for strict in (False, True):
         for dynamic in (False, True):
             x = kind.example(case)
-            shapes = {"input": {0: Dim.DYNAMIC}} if dynamic else None
+            shapes = ({0: Dim.DYNAMIC},) if dynamic else None
             with _quiet():
                 program = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict)
             used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
@@ -95,7 +95,7 @@ def onnx_runs_the_same(case: Case, kind: Kind) -> None:
     x = kind.example(case, dtype=torch.float32)
     evaluate(layer, x)
     with _quiet():
-        program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes={"input": {0: Dim.DYNAMIC}}, verbose=False)
+        program = torch.onnx.export(layer, (x,), dynamo=True, dynamic_shapes=({0: Dim.DYNAMIC},), verbose=False)
     assert program is not None
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for rows in (3, 7):
