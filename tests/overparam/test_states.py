@@ -39,7 +39,8 @@ def run(layer, x):
 
 def test_eps_of_a_norm_is_seen(layer, x):
     if not layer.batch_norm:
-        pytest.skip("no norm")
+        assert not layer._all_norms()
+        return
     before = run(layer, x)
     for norm in layer._all_norms():
         norm.eps = 0.5
