@@ -147,13 +147,15 @@ def test_recipe_trains_and_tests(recipe, tmp_path, data_folder, series_folder, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
-def test_every_arm_of_a_study_trains(study, tmp_path, data_folder, capsys):
+def test_every_arm_of_a_study_trains(study, tmp_path, data_folder, series_folder, monkeypatch, capsys):
     plan = read(study)
     for number, (arm, (recipe, _)) in enumerate(plan.arms.items()):
         run = plan.run(arm, plan.seeds[0], None if plan.select is None else plan.select.values[0])
         place = ["--config", str(recipe), "--run_dir", str(tmp_path / str(number))]
-        tiny = [*TINY, *tiny_model(recipe), "--trainer.limit_train_batches=1"]
-        assert main(["fit", *place, *run.arguments, *tiny]) == 0, capsys.readouterr().err
+        if is_series(recipe):
+            monkeypatch.setenv("WEFT_DATA", str(series_folder))
+        small = [*tiny(recipe), "--trainer.limit_train_batches=1"]
+        assert main(["fit", *place, *run.arguments, *small]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)

@@ -162,7 +162,8 @@ def _product(step: Step, own: dict[str, RowWeights], x: Tensor, log: list[Choice
     else:
         merged = x.flatten(1, -2)  # all that one network sees
         y = weight.linear(merged).reshape(*x.shape[:-1], module.out_features)
-        _note(log, step, *weight.way(merged.shape[1]))
+        if log is not None:  # a program that is recorded must not be asked for its sizes
+            _note(log, step, *weight.way(merged.shape[1]))
     if "bias" in own:
         bias = own["bias"].dense()
         before = 1 if dims else y.dim() - 2

@@ -88,7 +88,7 @@ class DenseRows(RowWeights):
         return self.tensors
 
     def way(self, samples: int) -> tuple[str, str]:
-        if len(self.tensors) == 1:
+        if self.tensors.shape[0] == 1:
             return "matmul", "one network: its weight is made once, for all samples"
         return super().way(samples)
 
