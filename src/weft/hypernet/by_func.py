@@ -111,7 +111,7 @@ def _left_as_it_was(module: nn.Module, rows: int) -> Iterator[None]:
     flat = [
         (part, list(part._flat_weights), part._flat_weight_refs) for part in parts if isinstance(part, nn.RNNBase)
     ]  # lists of their own of what is generated
-    attributes = [(part, dict(vars(part))) for part in parts]
+    attributes = [(part, dict(vars(part))) for part in parts] if rows != 1 else []  # one row needs no vmap
     fast = torch.backends.mha.get_fastpath_enabled()
     slow = fast and (rows > 1 or torch.is_grad_enabled()) and any(isinstance(part, _ATTENTION) for part in parts)
     if slow:  # it has no gradients and no batching rule, and under vmap does not see that gradients are wanted

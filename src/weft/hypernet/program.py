@@ -260,8 +260,11 @@ def per_row_call(module: nn.Module, weights: Mapping[str, Tensor], *inputs: Tens
                 f"weights[{name!r}] must have the shape (rows, {str(tuple(state[name].shape))[1:-1]}), "
                 f"got {tuple(tensor.shape)}"
             )
-    everywhere = {other: weights[name] for name in weights for other in state if state[other] is state[name]}
-    weights = everywhere | dict(weights)  # a module or a parameter may stand in several places
+    places: dict[int, list[str]] = {}  # a module or a parameter may stand in several
+    for name, tensor in state.items():
+        places.setdefault(id(tensor), []).append(name)
+    everywhere = {place: tensor for name, tensor in weights.items() for place in places[id(state[name])]}
+    weights = everywhere | dict(weights)
     inputs = with_samples(inputs, samples)
     rows = inputs[0].shape[0]
     for name, tensor in weights.items():
